@@ -1,0 +1,122 @@
+"""Reading a corpus: whole columns, ranges of rows, and single rows in any order.
+
+Parquet is made for scans; a mixture is read in shuffled order, where each row would cost a decompressed row
+group. ``take`` therefore reads from an uncompressed Arrow copy of the shards, made at the first use under
+``HOME/cache`` and opened by memory map: the operating system's page cache holds what is hot, and deleting the
+copy loses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mixwright.errors import DataError
+from mixwright.schemas.documents import DOCUMENT_COLUMNS
+from mixwright.schemas.manifests import CorpusManifest
+from mixwright.store import Store
+
+Int64Array = npt.NDArray[np.int64]
+
+
+class Corpus:
+    """A published corpus: ``manifest`` and the rows behind it."""
+
+    def __init__(self, manifest: CorpusManifest, directory: Path, cache: Path) -> None:
+        self.manifest = manifest
+        self.directory = directory
+        self._cache = cache / "rows" / manifest.fingerprint
+        self._tables: dict[int, pa.Table] = {}
+
+    @classmethod
+    def open(cls, store: Store, reference: str) -> Corpus:
+        """Open a corpus by reference; raises NotFoundError."""
+        manifest = store.manifest(reference, "corpus")
+        if not isinstance(manifest, CorpusManifest):
+            raise DataError(f"{reference} is not a corpus: name a corpus")
+        return cls(manifest, store.directory(manifest), store.home / "cache")
+
+    def __len__(self) -> int:
+        return self.manifest.n_documents
+
+    @cached_property
+    def shards(self) -> list[Path]:
+        """Paths of the Parquet shards, in row order."""
+        return [self.directory / entry.path for entry in self.manifest.shards]
+
+    @cached_property
+    def _offsets(self) -> Int64Array:
+        """Row number at which each shard starts, then the number of rows; shape (shards + 1,)."""
+        rows = [entry.n_rows or 0 for entry in self.manifest.shards]
+        return np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+
+    def scan(self) -> pl.LazyFrame:
+        """All rows in row order, lazily."""
+        return pl.scan_parquet(self.shards)
+
+    def rows(self, offset: int, length: int) -> pa.Table:
+        """Rows ``offset … offset + length - 1`` in row order (fewer at the end)."""
+        stop = min(offset + max(length, 0), len(self))
+        return self.take(np.arange(min(offset, stop), stop, dtype=np.int64))
+
+    def take(self, rows: Int64Array) -> pa.Table:
+        """The rows of the given numbers, in the given order, repeats allowed.
+
+        ``rows`` is (n,) with values in [0, len(self)); raises DataError outside of it.
+        """
+        if len(rows) == 0:
+            return pa.Table.from_batches([], self._schema)
+        if rows.min() < 0 or rows.max() >= len(self):
+            raise DataError(f"row {int(rows.max())} of {self.manifest.ref}: it has {len(self)} rows")
+        shard_of = np.searchsorted(self._offsets, rows, side="right") - 1
+        order = np.argsort(shard_of, kind="stable")
+        parts = []
+        for shard in np.unique(shard_of):
+            local = rows[order[shard_of[order] == shard]] - self._offsets[shard]
+            parts.append(self._table(int(shard)).take(pa.array(local)))
+        inverse = np.empty_like(order)
+        inverse[order] = np.arange(len(order))
+        return parts[0].take(pa.array(inverse)) if len(parts) == 1 else _concat(parts).take(pa.array(inverse))
+
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        return pq.read_schema(self.shards[0])
+
+    def _table(self, shard: int) -> pa.Table:
+        """A shard as one memory-mapped Arrow batch."""
+        if shard not in self._tables:
+            path = self._cache / f"{self.shards[shard].stem}.arrow"
+            if not path.exists():
+                _write_arrow(pq.read_table(self.shards[shard]), path)
+            # Kept open for the life of this object; a mapped file costs address space, not memory.
+            self._tables[shard] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return self._tables[shard]
+
+
+def field_expression(field: str) -> pl.Expr:
+    """The values of a document field as strings: a column, or a key of the metadata object; null if missing."""
+    if field in DOCUMENT_COLUMNS:
+        return pl.col(field).cast(pl.String)
+    path = "$['" + field.replace("\\", "\\\\").replace("'", "\\'") + "']"
+    return pl.col("metadata").str.json_path_match(path).alias(field)
+
+
+def _concat(tables: list[pa.Table]) -> pa.Table:
+    """One chunk a column, so that a following take is a gather."""
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _write_arrow(table: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    temporary.rename(path)

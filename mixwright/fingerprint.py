@@ -1,0 +1,41 @@
+"""Fingerprints: what makes two artifacts the same.
+
+A fingerprint is the SHA-256 of the canonical JSON (RFC 8785 for the values used here: sorted keys, no spaces,
+UTF-8) of what identifies an artifact: its kind, the fingerprints of its inputs and its parameters. Paths,
+worker counts and batch sizes are resources, and never part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+_BLOCK = 1 << 20
+
+
+def fingerprint(kind: str, inputs: Iterable[str], parameters: dict[str, Any]) -> str:
+    """The 64-digit fingerprint of an artifact.
+
+    ``inputs`` are the inputs' fingerprints, in an order that matters; ``parameters`` is any JSON value.
+    """
+    identity = {"kind": kind, "inputs": list(inputs), "parameters": parameters}
+    return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def stream_sha256(stream: BinaryIO) -> tuple[str, int]:
+    """The SHA-256 (hex) and the length in bytes of what is left in a binary stream, read in 1 MiB blocks."""
+    digest, size = hashlib.sha256(), 0
+    while block := stream.read(_BLOCK):
+        digest.update(block)
+        size += len(block)
+    return digest.hexdigest(), size
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 (hex) of a local file."""
+    with path.open("rb") as stream:
+        return stream_sha256(stream)[0]

@@ -1,0 +1,1 @@
+"""Encoders, FAISS indexes and datastores: nearest neighbours at every size."""

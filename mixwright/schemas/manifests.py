@@ -1,0 +1,140 @@
+"""Manifests: the one JSON file beside every artifact."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from mixwright.schemas.mixtures import MixtureComponent, Stage, TagPlan
+from mixwright.schemas.references import Kind
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ArtifactInput(_Model):
+    """An artifact that this one was made from."""
+
+    kind: Kind
+    ref: str = Field(description="name@version")
+    fingerprint: str
+
+
+class FileEntry(_Model):
+    """One file of an artifact."""
+
+    path: str = Field(description="relative to the artifact's folder, with forward slashes")
+    n_bytes: int
+    sha256: str
+    n_rows: int | None = None
+
+
+class Manifest(_Model):
+    """What every manifest has. ``fingerprint`` identifies kind, inputs and parameters, never resources."""
+
+    manifest_version: Literal[1] = 1
+    kind: Kind
+    name: str
+    version: int = Field(ge=1)
+    fingerprint: str
+    inputs: list[ArtifactInput] = []
+    parameters: dict[str, Any] = {}
+    files: list[FileEntry] = []
+    created_at: datetime
+    software: dict[str, str] = Field(default={}, description="versions of the libraries that made it")
+    warnings: list[str] = []
+
+    @property
+    def ref(self) -> str:
+        """name@version."""
+        return f"{self.name}@{self.version}"
+
+
+class CorpusManifest(Manifest):
+    """A corpus. ``files`` are the Parquet shards in row order, then the quarantine file if there is one."""
+
+    kind: Literal["corpus"] = "corpus"
+    n_documents: int
+    n_duplicates: int = Field(description="rows whose text had been seen before (dropped by default)")
+    n_quarantined: int = Field(description="bad rows, kept in quarantine.jsonl with file, line and reason")
+    n_tokens: int
+    n_text_bytes: int = Field(description="UTF-8 bytes of all texts")
+    tokenizer: str
+    domains: dict[str, int] = Field(default={}, description="documents of each of the 100 commonest domains")
+    n_domains: int = 0
+
+    @property
+    def shards(self) -> list[FileEntry]:
+        """The Parquet shards, in row order."""
+        return [entry for entry in self.files if entry.path.endswith(".parquet")]
+
+
+class EmbeddingsManifest(Manifest):
+    """Embeddings (n_rows, dim) of a corpus. ``files`` are .npy shards, one for each shard of the corpus."""
+
+    kind: Literal["embeddings"] = "embeddings"
+    corpus: str = Field(description="ref of the corpus")
+    encoder: str
+    encoder_revision: str = Field(description="fingerprint of the encoder's files, or its hub revision")
+    max_tokens: int | None = Field(description="the encoder reads no further than this; None: no limit")
+    n_rows: int
+    n_truncated: int = Field(description="documents longer than the encoder's limit, embedded by their start")
+    dim: int
+    dtype: str
+    normalized: bool
+
+
+class RecallReport(_Model):
+    """Recall@k of an index against brute force, on held-out queries."""
+
+    k: int
+    n_queries: int
+    target: float
+    measured: float
+    lower_bound: float = Field(description="one-sided 95 % bootstrap bound of the measured recall")
+    queries: str = Field(description="where the queries came from")
+
+
+class IndexManifest(Manifest):
+    """A FAISS index over embeddings; the ids are row numbers of the corpus."""
+
+    kind: Literal["index"] = "index"
+    corpus: str
+    embeddings: str
+    encoder: str
+    index_kind: str = Field(description="flat, hnsw, ivf, ivf-pq or rabitq: what was built")
+    factory: str = Field(description="the FAISS factory string")
+    metric: Literal["inner_product"] = "inner_product"
+    search_parameters: dict[str, int | float] = Field(description="nprobe, efSearch, k_factor … as tuned")
+    n_rows: int
+    dim: int
+    n_bytes: int
+    recall: RecallReport
+    candidates: list[dict[str, Any]] = Field(default=[], description="what `auto` tried, and why it chose")
+    device: str = Field(default="cpu", description="cpu or gpu: where it was built")
+
+
+class MixtureManifest(Manifest):
+    """A mixture: what to train on, in which proportion and order."""
+
+    kind: Literal["mixture"] = "mixture"
+    selector: str
+    seed: int
+    budget: dict[str, int] = Field(description="{'tokens': n} or {'documents': n}")
+    n_rows: int
+    n_tokens: int
+    tokenizer: str
+    components: list[MixtureComponent]
+    stages: list[Stage]
+    tags: TagPlan | None = None
+    report: dict[str, Any] = Field(default={}, description="what the selector wants a person to see")
+
+
+AnyManifest = Annotated[
+    CorpusManifest | EmbeddingsManifest | IndexManifest | MixtureManifest, Field(discriminator="kind")
+]
+MANIFEST_ADAPTER: TypeAdapter[AnyManifest] = TypeAdapter(AnyManifest)
+"""Reads a manifest of any kind: ``MANIFEST_ADAPTER.validate_json(data)``."""

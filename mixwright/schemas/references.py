@@ -1,0 +1,54 @@
+"""References: ``name`` (the newest version), ``name@version``, and ``kind:name@version`` where kinds mix."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, NamedTuple, get_args
+
+from pydantic import AfterValidator
+
+from mixwright.errors import ConfigError
+
+Kind = Literal["corpus", "embeddings", "index", "mixture", "datastore"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_REFERENCE = re.compile(
+    rf"(?:(?P<kind>[a-z]+):)?(?P<name>{_NAME.pattern})(?:@(?P<version>[1-9][0-9]{{0,8}}))?"
+)
+
+
+class Reference(NamedTuple):
+    """A parsed reference. ``version`` None means the newest, ``kind`` None any kind."""
+
+    name: str
+    version: int | None = None
+    kind: Kind | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.version is None else f"{self.name}@{self.version}"
+
+
+def parse_reference(text: str) -> Reference:
+    """Parse ``[kind:]name[@version]``; raises ConfigError that says what a reference looks like."""
+    match = _REFERENCE.fullmatch(text)
+    kind = match["kind"] if match else None
+    if match is None or (kind is not None and kind not in KINDS):
+        raise ConfigError(
+            f"{text!r} is not a reference: write name or name@version (letters, digits, '.', '_', '-'; "
+            "a version is a positive whole number)"
+        )
+    version = int(match["version"]) if match["version"] else None
+    return Reference(match["name"], version, kind)  # type: ignore[arg-type]  # checked against KINDS above
+
+
+def _checked(text: str) -> str:
+    try:
+        parse_reference(text)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
+ReferenceText = Annotated[str, AfterValidator(_checked)]
+"""A string field that holds a valid reference."""

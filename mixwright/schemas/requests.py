@@ -1,0 +1,74 @@
+"""Requests: what a job is asked to do. The CLI's flags and the REST bodies are these fields.
+
+Fields marked "resource" never enter a fingerprint.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from mixwright.schemas.references import ReferenceText
+from mixwright.schemas.defaults import DEFAULT_ENCODER, DEFAULT_TOKENIZER
+
+FieldName = Annotated[str, StringConstraints(min_length=1)]
+InputFormat = Literal["auto", "jsonl", "parquet", "csv", "text"]
+IndexKind = Literal["auto", "flat", "hnsw", "ivf", "ivf-pq", "rabitq"]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class IngestRequest(_Request):
+    """Files to a corpus."""
+
+    kind: Literal["ingest"] = "ingest"
+    name: ReferenceText = Field(description="name of the corpus, or name@version")
+    paths: list[str] = Field(min_length=1, description="files, folders, globs or fsspec URLs")
+    format: InputFormat = Field(default="auto", description="auto: by the file name's suffix")
+    text_field: FieldName = Field(default="text", description="field or column that holds the text")
+    url_field: FieldName = Field(default="url", description="field or column that holds the URL")
+    domain_field: FieldName | None = Field(default=None, description="field that holds the domain")
+    domain: str | None = Field(default=None, min_length=1, description="constant domain of every document")
+    source: str | None = Field(default=None, min_length=1, description="value of `source`; default: the name")
+    tokenizer: str = Field(default=DEFAULT_TOKENIZER, description="counts n_tokens")
+    duplicates: Literal["drop", "keep"] = Field(default="drop", description="documents with the same text")
+    on_bad_row: Literal["quarantine", "fail"] = Field(default="quarantine")
+    shard_rows: int = Field(default=10_000, ge=1, description="resource: documents a Parquet shard, at most")
+
+    @model_validator(mode="after")
+    def _one_domain(self) -> Self:
+        if self.domain is not None and self.domain_field is not None:
+            raise ValueError("domain and domain_field exclude each other: give one of the two")
+        return self
+
+
+class EmbedRequest(_Request):
+    """A corpus to embeddings."""
+
+    kind: Literal["embed"] = "embed"
+    corpus: ReferenceText
+    encoder: str = Field(default=DEFAULT_ENCODER, description="name, hub id or local folder of the encoder")
+    name: ReferenceText | None = Field(default=None, description="default: CORPUS.ENCODER")
+    dtype: Literal["float32", "float16"] = Field(default="float32", description="of the stored vectors")
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="resource")
+    workers: int | None = Field(default=None, ge=1, description="resource: default one a core or GPU")
+    batch_tokens: int = Field(default=2048, ge=1, description="resource: padded tokens a batch")
+
+
+class IndexRequest(_Request):
+    """Embeddings of a corpus to a FAISS index."""
+
+    kind: Literal["index"] = "index"
+    corpus: ReferenceText
+    encoder: str | None = Field(default=None, description="which embeddings; default: the newest")
+    name: ReferenceText | None = Field(default=None, description="default: EMBEDDINGS.KIND")
+    index_kind: IndexKind = "auto"
+    recall: float = Field(default=0.95, gt=0, le=1, description="target of recall@10 against brute force")
+    memory_budget: int | None = Field(default=None, ge=1, description="bytes the opened index may take")
+    queries: int = Field(default=1000, ge=10, description="held-out queries that measure recall")
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="resource")
+    threads: int | None = Field(default=None, ge=1, description="resource")

