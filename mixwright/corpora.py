@@ -102,7 +102,7 @@ class Corpus:
 
 
 def field_expression(field: str) -> pl.Expr:
-    """The values of a document field as strings: a column, or a key of the metadata object; null if missing."""
+    """A document field as strings: a column, or a key of the metadata object; null where it is missing."""
     if field in DOCUMENT_COLUMNS:
         return pl.col(field).cast(pl.String)
     path = "$['" + field.replace("\\", "\\\\").replace("'", "\\'") + "']"

@@ -109,7 +109,7 @@ class AuthError(MixwrightError):
 
 
 class ConvergenceError(MixwrightError):
-    """An iterative method stopped before it converged; the message has iterations, residual, what to raise."""
+    """An iterative method stopped too early; the message has iterations, residual and what to raise."""
 
     title = "No convergence"
 

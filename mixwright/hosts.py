@@ -58,14 +58,14 @@ def _ascii(host: str) -> str | None:
 
 
 def registered_domain_of(host: str | None) -> str | None:
-    """The registrable domain (``bbc.co.uk`` of ``news.bbc.co.uk``); None for IP addresses and unknown suffixes."""
+    """The registrable domain (``bbc.co.uk`` of ``news.bbc.co.uk``); None for IP addresses, no suffix."""
     if not host:
         return None
     return _extractor()(host).top_domain_under_public_suffix or None
 
 
 def suffix_of(host: str | None) -> str | None:
-    """The public suffix (``co.uk`` of ``news.bbc.co.uk``); None for IP addresses and unknown suffixes."""
+    """The public suffix (``co.uk`` of ``news.bbc.co.uk``); None for IP addresses and no suffix."""
     if not host:
         return None
     return _extractor()(host).suffix or None

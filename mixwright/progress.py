@@ -1,4 +1,4 @@
-"""Progress of long work: jobs report to a ``Progress``; who shows it (terminal, log, database) is not theirs."""
+"""Progress of long work: jobs report to a ``Progress``; who shows it is not their concern."""
 
 from __future__ import annotations
 

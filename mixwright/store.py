@@ -72,10 +72,11 @@ class Store:
         Raises NotFoundError listing what there is, ConflictError where a name without a kind is ambiguous.
         """
         wanted = parse_reference(reference) if isinstance(reference, str) else reference
-        kinds = [kind or wanted.kind] if (kind or wanted.kind) else list(KINDS)
-        found = [(k, versions) for k in kinds if k and (versions := self.versions(k, wanted.name))]
+        only = kind or wanted.kind
+        kinds = (only,) if only else KINDS
+        found = [(each, versions) for each in kinds if (versions := self.versions(each, wanted.name))]
         if len(found) > 1:
-            choices = ", ".join(f"{k}:{wanted}" for k, _ in found)
+            choices = ", ".join(f"{each}:{wanted}" for each, _ in found)
             raise ConflictError(f"{wanted} names several artifacts: write one of {choices}")
         if not found or (wanted.version is not None and wanted.version not in found[0][1]):
             raise NotFoundError(self._not_found(wanted, kinds))
@@ -197,16 +198,11 @@ class Store:
                 f"({error.errors()[0]['msg']}): restore it or remove the folder"
             ) from error
 
-    def _not_found(self, wanted: Reference, kinds: list[Kind | None]) -> str:
+    def _not_found(self, wanted: Reference, kinds: tuple[Kind, ...]) -> str:
         what = kinds[0] if len(kinds) == 1 else "artifact"
-        names = sorted(
-            path.name for k in kinds if k for path in (self.home / _FOLDERS[k]).glob("*") if path.is_dir()
-        )
-        known = (
-            f"there are {', '.join(names[:10])}{' …' if len(names) > 10 else ''}"
-            if names
-            else "there is none"
-        )
+        folders = [path for each in kinds for path in (self.home / _FOLDERS[each]).glob("*")]
+        names = sorted({path.name for path in folders if path.is_dir()})
+        known = f"there are {', '.join(names[:10])}{' …' if len(names) > 10 else ''}" if names else "there is none"
         return f"no {what} {wanted}: {known}"
 
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from mixwright.errors import NotFoundError
+from mixwright.errors import ConfigError, NotFoundError
 from mixwright.schemas.defaults import DEFAULT_TOKENIZER
 
 
@@ -31,6 +31,10 @@ class Tokenizer(Protocol):
         """Number of tokens of each text."""
         ...
 
+    def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """The tokenizer that reads each of these strings as one token, with ids behind its own vocabulary."""
+        ...
+
 
 class ByteTokenizer:
     """UTF-8 bytes: one token a byte, ids 0–255."""
@@ -44,6 +48,11 @@ class ByteTokenizer:
     def count(self, texts: Sequence[str]) -> list[int]:
         return [len(text.encode()) for text in texts]
 
+    def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        if tokens:
+            raise ConfigError(f"the bytes tokenizer has no token for {tokens[0]!r}: name a tokenizer.json instead")
+        return self
+
 
 class FileTokenizer:
     """A Hugging Face ``tokenizer.json``."""
@@ -53,10 +62,13 @@ class FileTokenizer:
 
         self.name = name
         self.fingerprint = hashlib.sha256(definition).hexdigest()
+        self._definition = definition
         self._tokenizer: Any = HuggingFaceTokenizer.from_str(definition.decode())
         # A published file may carry its encoder's truncation and padding; counts are of the whole text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        # Text that spells a special token is text: a document cannot end itself.
+        self._tokenizer.encode_special_tokens = True
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -65,6 +77,14 @@ class FileTokenizer:
     def count(self, texts: Sequence[str]) -> list[int]:
         batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [len(encoding) for encoding in batch]
+
+    def with_special_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        if not tokens:
+            return self
+        extended = FileTokenizer(self.name, self._definition)
+        extended._tokenizer.add_special_tokens(list(tokens))
+        extended._tokenizer.encode_special_tokens = False
+        return extended
 
 
 @lru_cache(maxsize=8)

@@ -46,14 +46,12 @@ class MixtureComponent(_Model):
     n_selected: int = Field(ge=1, description="documents of a whole pass")
     passes: int = Field(ge=0, description="whole passes")
     n_remainder: int = Field(ge=0, description="documents of the last, partial pass")
-    rows_file: str | None = Field(
-        default=None, description=".npy of row numbers; None: all rows of the source"
-    )
+    rows_file: str | None = Field(default=None, description=".npy of row numbers; None: all rows of the source")
     remainder_file: str | None = Field(default=None, description=".npy of row numbers of the partial pass")
 
 
 class Stage(_Model):
-    """A stretch of the mixture's rows. Component i serves its rows ``starts[i] … starts[i] + counts[i] - 1``."""
+    """A stretch of rows. Component i serves its rows ``starts[i] … starts[i] + counts[i] - 1`` in it."""
 
     name: str
     tagged: bool

@@ -13,9 +13,7 @@ Kind = Literal["corpus", "embeddings", "index", "mixture", "datastore"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_REFERENCE = re.compile(
-    rf"(?:(?P<kind>[a-z]+):)?(?P<name>{_NAME.pattern})(?:@(?P<version>[1-9][0-9]{{0,8}}))?"
-)
+_REFERENCE = re.compile(rf"(?:(?P<kind>[a-z]+):)?(?P<name>{_NAME.pattern})(?:@(?P<version>[1-9][0-9]{{0,8}}))?")
 
 
 class Reference(NamedTuple):
@@ -32,14 +30,14 @@ class Reference(NamedTuple):
 def parse_reference(text: str) -> Reference:
     """Parse ``[kind:]name[@version]``; raises ConfigError that says what a reference looks like."""
     match = _REFERENCE.fullmatch(text)
-    kind = match["kind"] if match else None
-    if match is None or (kind is not None and kind not in KINDS):
+    kind = next((each for each in KINDS if match and match["kind"] == each), None)
+    if match is None or (match["kind"] and kind is None):
         raise ConfigError(
             f"{text!r} is not a reference: write name or name@version (letters, digits, '.', '_', '-'; "
             "a version is a positive whole number)"
         )
     version = int(match["version"]) if match["version"] else None
-    return Reference(match["name"], version, kind)  # type: ignore[arg-type]  # checked against KINDS above
+    return Reference(match["name"], version, kind)
 
 
 def _checked(text: str) -> str:

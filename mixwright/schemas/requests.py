@@ -9,8 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from mixwright.schemas.references import ReferenceText
 from mixwright.schemas.defaults import DEFAULT_ENCODER, DEFAULT_TOKENIZER
+from mixwright.schemas.references import ReferenceText
 
 FieldName = Annotated[str, StringConstraints(min_length=1)]
 InputFormat = Literal["auto", "jsonl", "parquet", "csv", "text"]

@@ -1,0 +1,100 @@
+"""The select job: a pool and a selector to a published mixture."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mixwright.errors import DataError
+from mixwright.fingerprint import fingerprint
+from mixwright.progress import Progress
+from mixwright.schemas.manifests import FileEntry, MixtureManifest
+from mixwright.schemas.mixtures import MixtureComponent
+from mixwright.schemas.references import parse_reference
+from mixwright.selectors.mixture import Mixture
+from mixwright.selectors.pool import Pool
+from mixwright.selectors.requests import SelectRequest
+from mixwright.store import Staging, Store, software_versions
+
+
+def run_select(store: Store, request: SelectRequest, progress: Progress) -> MixtureManifest:
+    """Select and publish; an equal mixture that is published already is returned.
+
+    Raises what the selector raises, NotFoundError for a missing corpus, ConflictError.
+    """
+    reference = parse_reference(request.name)
+    pool = Pool.open(store, request.sources)
+    parameters: dict[str, Any] = {"selector": asdict(request.selector), "budget": request.budget.as_dict()}
+    identity = fingerprint("mixture", [each.fingerprint for each in pool.inputs], parameters)
+    existing = store.existing("mixture", reference, identity)
+    if existing is not None:
+        if not isinstance(existing, MixtureManifest):
+            raise DataError(f"the manifest of mixture {reference} is not a mixture's: remove the folder")
+        return existing
+    progress.start(f"select {request.name}", total=1, unit="mixtures")
+    mixture = request.selector.select(pool, request.budget)
+    for warning in mixture.warnings:
+        progress.note(f"warning: {warning}")
+    with store.stage("mixture", reference, identity) as staging:
+        manifest = store.publish(staging, _manifest(mixture, pool, parameters, identity, staging))
+    progress.advance()
+    return manifest
+
+
+def _manifest(
+    mixture: Mixture, pool: Pool, parameters: dict[str, Any], identity: str, staging: Staging
+) -> MixtureManifest:
+    """Write the mixture's arrays into the staging folder and describe it."""
+    files: list[FileEntry] = []
+    components = [
+        _component(component, number, mixture, staging, files)
+        for number, component in enumerate(mixture.components)
+    ]
+    tags = mixture.tags
+    if tags is not None and mixture.kept_values is not None:
+        mixture.kept_values.write_parquet(staging.path / "kept_values.parquet")
+        files.append(staging.entry("kept_values.parquet", mixture.kept_values.height))
+        tags = tags.model_copy(update={"kept_values_file": "kept_values.parquet"})
+    used = {component.source for component in components}
+    return MixtureManifest(
+        name=staging.reference.name,
+        version=staging.reference.version or 1,
+        fingerprint=identity,
+        inputs=[each for each in pool.inputs if each.ref in used],
+        parameters=parameters,
+        files=files,
+        created_at=datetime.now(UTC),
+        software=software_versions("numpy", "polars", "pyarrow"),
+        warnings=list(mixture.warnings),
+        selector=mixture.selector,
+        seed=mixture.seed,
+        budget=mixture.budget.as_dict(),
+        n_rows=mixture.n_rows,
+        n_tokens=mixture.n_tokens,
+        tokenizer=mixture.tokenizer,
+        components=components,
+        stages=list(mixture.stages),
+        tags=tags,
+        report=mixture.report,
+    )
+
+
+def _component(
+    component: MixtureComponent, number: int, mixture: Mixture, staging: Staging, files: list[FileEntry]
+) -> MixtureComponent:
+    selection = mixture.selections[number]
+    updates: dict[str, str] = {}
+    for field, rows in (("rows_file", selection.rows), ("remainder_file", selection.remainder)):
+        if rows is not None and len(rows):
+            updates[field] = _write_rows(rows, f"{field.removesuffix('_file')}-{number:05d}.npy", staging, files)
+    return component.model_copy(update=updates)
+
+
+def _write_rows(rows: npt.NDArray[np.int64], name: str, staging: Staging, files: list[FileEntry]) -> str:
+    np.save(staging.path / name, rows.astype(np.int64))
+    files.append(staging.entry(name, len(rows)))
+    return name

@@ -1,0 +1,19 @@
+"""Every selector: the one list that the CLI, REST and the job runner read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from mixwright.selectors.baselines import Proportional, Random, Temperature, Uniform, UniMax
+from mixwright.selectors.domain_tags import DomainTags
+
+AnySelector = Annotated[
+    Uniform | Proportional | Temperature | UniMax | Random | DomainTags, Field(discriminator="kind")
+]
+SELECTOR_ADAPTER: TypeAdapter[AnySelector] = TypeAdapter(AnySelector)
+"""Reads a selector: ``SELECTOR_ADAPTER.validate_python({"kind": "uniform"})``."""
+
+SELECTORS = {each.kind: each for each in (Uniform, Proportional, Temperature, UniMax, Random, DomainTags)}
+"""Selector classes by kind."""
