@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from mixwright.fingerprint import fingerprint
-from mixwright.schemas.documents import DOCUMENT_SCHEMA, ID_LENGTH
 from mixwright.schemas.manifests import CorpusManifest
 from mixwright.schemas.references import Reference
 from mixwright.store import Store
@@ -28,31 +26,6 @@ from mixwright.store import Store
 def store(tmp_path: Path) -> Store:
     """An empty store."""
     return Store(tmp_path / "home")
-
-
-def document_table(
-    texts: Sequence[str],
-    *,
-    source: str = "wiki",
-    domains: Sequence[str | None] | None = None,
-    urls: Sequence[str | None] | None = None,
-    n_tokens: Sequence[int] | None = None,
-    metadata: Sequence[str] | None = None,
-) -> pa.Table:
-    """Document rows made by hand; tokens are words unless given."""
-    n = len(texts)
-    return pa.table(
-        {
-            "id": [hashlib.sha256(text.encode()).hexdigest()[:ID_LENGTH] for text in texts],
-            "text": texts,
-            "source": [source] * n,
-            "domain": domains or [None] * n,
-            "url": urls or [None] * n,
-            "n_tokens": n_tokens if n_tokens is not None else [len(text.split()) for text in texts],
-            "metadata": metadata or ["{}"] * n,
-        },
-        schema=DOCUMENT_SCHEMA,
-    )
 
 
 PublishCorpus = Callable[..., CorpusManifest]

@@ -160,8 +160,8 @@ class DomainTags:
             )
         if total == sum(map(len, tags)):
             raise DataError(
-                f"no document has a value for {names}: check the template's fields, or ingest with "
-                "--domain or --domain-field"
+                f"no document has a value for {names} (in {plan.min_docs} documents or more): check the "
+                "template's fields and min_docs, or ingest with --domain or --domain-field"
             )
 
 
