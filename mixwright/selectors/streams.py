@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import polars as pl
 import pyarrow as pa
 
@@ -190,6 +191,11 @@ class MixtureStream:
         for field, values in zip(TOKEN_FIELDS, (ids, masks), strict=True):
             table = table.append_column(field, pa.array(values, type=field.type))
         return table
+
+
+def to_ndjson(table: pa.Table) -> bytes:
+    """Rows as JSON lines in UTF-8, each ended by a line break."""
+    return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in table.to_pylist())
 
 
 def _read_selection(component: MixtureComponent, directory: Path) -> Selection:

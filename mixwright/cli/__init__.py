@@ -1,0 +1,70 @@
+"""The command line: flags to requests, results to text. Nothing is decided here.
+
+``main`` runs the program: exit status 0, 1 with one line on standard error for an error of mixwright's, 2 for
+wrong usage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from mixwright import __version__
+from mixwright.cli.artifacts import embed, index, ingest
+from mixwright.cli.catalog import catalog_app, jobs_app
+from mixwright.cli.demo import demo
+from mixwright.cli.mixtures import mixture_app
+from mixwright.cli.output import print_error
+from mixwright.cli.select import select_app
+from mixwright.cli.serving import serve
+from mixwright.errors import MixwrightError
+
+app = typer.Typer(
+    name="mixwright",
+    help="Curates and selects training data for language models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+app.command()(demo)
+app.command()(serve)
+app.command()(ingest)
+app.command()(embed)
+app.command()(index)
+app.add_typer(select_app)
+app.add_typer(mixture_app)
+app.add_typer(jobs_app)
+app.add_typer(catalog_app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mixwright {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Curates and selects training data for language models."""
+
+
+def main() -> None:
+    """Run the program on the process's arguments and exit."""
+    try:
+        app()
+    except MixwrightError as error:
+        print_error(error, as_json="--json" in sys.argv)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader (head, say) has what it wanted. Python would complain once more at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        sys.exit(130)

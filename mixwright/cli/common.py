@@ -1,0 +1,94 @@
+"""What the commands share: options, settings, running a request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from mixwright.cli.output import progress_on_stderr
+from mixwright.config import Settings, load_settings
+from mixwright.errors import ConfigError
+from mixwright.schemas.manifests import AnyManifest
+from mixwright.store import Store
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Folder of artifacts and catalog; default $MIXWRIGHT_HOME or ./mixwright-home."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+if TYPE_CHECKING:
+    from mixwright.jobs.board import Board
+    from mixwright.jobs.database import Database
+    from mixwright.service.catalog import Catalog
+
+_ModelT = TypeVar("_ModelT", bound=BaseModel)
+
+
+def open_store(home: Path | None) -> tuple[Settings, Store]:
+    """The settings, and the store under the home folder they name."""
+    settings = load_settings(home)
+    return settings, Store(settings.home)
+
+
+def build(model: type[_ModelT], **fields: Any) -> _ModelT:
+    """A request from flags; raises ConfigError naming the flag that is wrong."""
+    return validate(TypeAdapter(model), fields)
+
+
+def validate(adapter: TypeAdapter[_ModelT], value: dict[str, Any]) -> _ModelT:
+    """Validate flags; raises ConfigError naming the first that is wrong."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        names = [str(part) for part in first["loc"] if isinstance(part, str)]
+        flag = "--" + names[-1].replace("_", "-") if names else "the flags"
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{flag}: {message}") from error
+
+
+def run(settings: Settings, store: Store, request: Any) -> AnyManifest:
+    """Run a request with progress on standard error, and enter what it published into the catalog."""
+    from mixwright.jobs.run import run_request
+
+    with progress_on_stderr() as progress:
+        manifest = run_request(store, request, progress)
+    with open_catalog(settings) as catalog:
+        catalog.record(manifest)
+    return manifest
+
+
+@contextmanager
+def open_catalog(settings: Settings) -> Iterator[Catalog]:
+    """The catalog's database, at its newest schema."""
+    from mixwright.service.catalog import Catalog
+
+    with _open_database(settings) as database:
+        yield Catalog(database, Store(settings.home))
+
+
+@contextmanager
+def open_board(settings: Settings) -> Iterator[Board]:
+    """The job board, at its newest schema."""
+    from mixwright.jobs.board import Board
+
+    with _open_database(settings) as database:
+        yield Board(database)
+
+
+@contextmanager
+def _open_database(settings: Settings) -> Iterator[Database]:
+    from mixwright.jobs.database import Database
+
+    database = Database(settings.catalog_url)
+    try:
+        database.upgrade()
+        yield database
+    finally:
+        database.close()

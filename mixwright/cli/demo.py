@@ -1,0 +1,113 @@
+"""``mixwright demo``: the main job end to end, on real text that is already on the machine."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mixwright.cli.common import Home, open_store, run
+from mixwright.cli.demo_texts import DEMO_CORPORA, DemoCorpus, write_rows
+from mixwright.cli.output import print_table
+from mixwright.cli.select import print_mixture
+from mixwright.config import Settings
+from mixwright.schemas.manifests import AnyManifest, EmbeddingsManifest, IndexManifest, MixtureManifest
+from mixwright.schemas.mixtures import Budget
+from mixwright.schemas.requests import EmbedRequest, IndexRequest, IngestRequest
+from mixwright.selectors.baselines import Proportional, Uniform
+from mixwright.selectors.domain_tags import DomainTags
+from mixwright.selectors.requests import SelectRequest
+from mixwright.store import Store
+
+_SELECTORS = {
+    "demo-domain-tags": DomainTags(preset="meco", weights="temperature", temperature=2.0),
+    "demo-uniform": Uniform(),
+    "demo-proportional": Proportional(),
+}
+
+
+def demo(
+    home: Home = None,
+    serve: Annotated[bool, typer.Option(help="Start the service when all is published.")] = True,
+    port: Annotated[int, typer.Option(help="Port of the service.")] = 8000,
+) -> None:
+    """Real text to served mixtures, end to end: ingest, embed, index, select, publish, serve."""
+    began = time.monotonic()
+    settings, store = open_store(home)
+    corpora = [_ingest(settings, store, corpus) for corpus in DEMO_CORPORA]
+    indexes = _embed_and_index(settings, store, [corpus.ref for corpus in corpora])
+    mixtures = _select(settings, store, [corpus.ref for corpus in corpora])
+    _report(store, corpora, indexes, mixtures)
+    typer.echo(f"\npublished under {settings.home} in {time.monotonic() - began:.0f} seconds")
+    _show_what_to_look_at(port, home, serve)
+    if serve:
+        from mixwright.service.server import serve as serve_forever
+
+        serve_forever(settings, "127.0.0.1", port)
+
+
+def _ingest(settings: Settings, store: Store, corpus: DemoCorpus) -> AnyManifest:
+    path = settings.home / "demo-texts" / f"{corpus.name}.jsonl"
+    if not path.exists():
+        typer.echo(f"collecting {corpus.about} …", err=True)
+        write_rows(corpus, path)
+    # Small shards, so that two workers share the embedding of a small corpus evenly.
+    request = IngestRequest(name=corpus.name, paths=[str(path)], domain=corpus.domain, shard_rows=150)
+    return run(settings, store, request)
+
+
+def _embed_and_index(settings: Settings, store: Store, corpora: list[str]) -> list[AnyManifest]:
+    requests = [EmbedRequest(corpus=corpus, workers=settings.workers) for corpus in corpora]
+    with _ray_for_all(store):
+        for request in requests:
+            run(settings, store, request)
+    return [run(settings, store, IndexRequest(corpus=corpus)) for corpus in corpora]
+
+
+def _ray_for_all(store: Store) -> AbstractContextManager[None]:
+    """One Ray for all corpora, or none at all where an earlier run has embedded them."""
+    from mixwright.jobs.ray_pool import ray_session
+
+    embedded = {each.corpus for each in store.manifests("embeddings") if isinstance(each, EmbeddingsManifest)}
+    return nullcontext() if len(embedded) >= len(DEMO_CORPORA) else ray_session()
+
+
+def _select(settings: Settings, store: Store, corpora: list[str]) -> list[MixtureManifest]:
+    tokens = sum(getattr(store.manifest(corpus, "corpus"), "n_tokens", 0) for corpus in corpora)
+    mixtures = []
+    for name, selector in _SELECTORS.items():
+        request = SelectRequest(name=name, sources=corpora, selector=selector, budget=Budget(tokens=tokens // 2))
+        manifest = run(settings, store, request)
+        if isinstance(manifest, MixtureManifest):
+            mixtures.append(manifest)
+    return mixtures
+
+
+def _report(
+    store: Store, corpora: list[AnyManifest], indexes: list[AnyManifest], mixtures: list[MixtureManifest]
+) -> None:
+    rows: list[tuple[Any, ...]] = []
+    for corpus, index in zip(corpora, indexes, strict=True):
+        if isinstance(index, IndexManifest):
+            counts = [getattr(corpus, field) for field in ("n_documents", "n_tokens", "n_domains")]
+            rows.append((corpus.ref, *counts, index.factory, f"{index.recall.measured:.3f}"))
+    typer.echo()
+    print_table(("corpus", "documents", "tokens", "domains", "index", "recall@10"), rows)
+    for mixture in mixtures:
+        typer.echo()
+        print_mixture(mixture)
+
+
+def _show_what_to_look_at(port: int, home: Path | None, serve: bool) -> None:
+    base = f"http://127.0.0.1:{port}"
+    if not serve:
+        flag = f" --home {home}" if home else ""
+        typer.echo(f"start the service:  mixwright serve{flag} --port {port}")
+    typer.echo("look at it:")
+    typer.echo(f"  curl {base}/v1/mixtures")
+    typer.echo(f"  curl {base}/v1/mixtures/demo-domain-tags")
+    typer.echo(f"  curl '{base}/v1/mixtures/demo-domain-tags/rows?count=3'")
+    typer.echo(f"or open {base}/ in a browser")

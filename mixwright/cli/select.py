@@ -1,0 +1,126 @@
+"""``mixwright select KIND``: one command a selector, one flag a parameter, read from the selectors themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic.fields import FieldInfo
+
+from mixwright.cli.common import Home, Json, build, open_store, run
+from mixwright.cli.output import print_json, print_table
+from mixwright.schemas.manifests import MixtureManifest
+from mixwright.selectors.registry import SELECTORS
+from mixwright.selectors.requests import SelectRequest
+
+select_app = typer.Typer(name="select", help="From a pool of corpora to a mixture.", no_args_is_help=True)
+
+_SHARED: dict[str, tuple[Any, Any]] = {
+    "source": (Annotated[list[str], typer.Option(help="Corpus of the pool; repeat for more.")], ...),
+    "name": (Annotated[str, typer.Option(help="Name of the mixture, or name@version.")], ...),
+    "tokens": (Annotated[int | None, typer.Option(help="Budget in tokens.")], None),
+    "documents": (Annotated[int | None, typer.Option(help="Budget in documents.")], None),
+    "home": (Home, None),
+    "json": (Json, False),
+}
+
+
+def _flag(hint: Any, default: Any) -> tuple[Any, Any]:
+    """A dataclass field as a Typer option: its type and its description."""
+    base, description = hint, ""
+    if get_origin(hint) is Annotated:
+        base, *annotations = get_args(hint)
+        for each in annotations:
+            if isinstance(each, FieldInfo) and each.description:
+                description = each.description
+    return Annotated[base, typer.Option(help=description)], default
+
+
+def _command(kind: str, selector: type[Any]) -> Callable[..., None]:
+    hints = get_type_hints(selector, include_extras=True)
+    own = {
+        field.name: _flag(hints[field.name], field.default)
+        for field in dataclasses.fields(selector)
+        if field.name != "kind"
+    }
+
+    def command(**flags: Any) -> None:
+        parameters = {name: _unescaped(flags[name]) for name in own}
+        _select(kind, parameters, **{name: flags[name] for name in _SHARED})
+
+    parameters = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=annotation,
+            default=inspect.Parameter.empty if default is ... else default,
+        )
+        for name, (annotation, default) in {**_SHARED, **own}.items()
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = (selector.__doc__ or "").split("\n\n")[0]
+    return command
+
+
+def _unescaped(value: Any) -> Any:
+    """A shell passes ``\\n`` as two characters; in a template it means a line break."""
+    return value.replace("\\n", "\n").replace("\\t", "\t") if isinstance(value, str) else value
+
+
+def _select(
+    kind: str,
+    parameters: dict[str, Any],
+    *,
+    source: list[str],
+    name: str,
+    tokens: int | None,
+    documents: int | None,
+    home: Path | None,
+    json: bool,
+) -> None:
+    settings, store = open_store(home)
+    request = build(
+        SelectRequest,
+        name=name,
+        sources=source,
+        selector={"kind": kind, **parameters},
+        budget={"tokens": tokens, "documents": documents},
+    )
+    manifest = run(settings, store, request)
+    if not isinstance(manifest, MixtureManifest):
+        raise TypeError(manifest.kind)
+    if json:
+        fields = ("n_rows", "n_tokens", "warnings")
+        print_json(
+            {"ref": manifest.ref, "fingerprint": manifest.fingerprint}
+            | {field: getattr(manifest, field) for field in fields}
+            | {"components": [each.model_dump() for each in manifest.components]}
+        )
+        return
+    print_mixture(manifest)
+
+
+def print_mixture(manifest: MixtureManifest) -> None:
+    """A mixture for a person: one line, its components, its stages and its warnings."""
+    typer.echo(f"{manifest.ref}: {manifest.n_rows:,} rows, {manifest.n_tokens:,} tokens by {manifest.selector}")
+    print_table(
+        ("source", "weight", "rows", "tokens", "epochs"),
+        [
+            (each.source, f"{each.weight:.2%}", each.n_rows, each.n_tokens, f"{each.epochs:.2f}")
+            for each in manifest.components
+        ],
+    )
+    if len(manifest.stages) > 1:
+        stages = ", ".join(f"{each.name} ({each.n_rows:,} rows)" for each in manifest.stages)
+        typer.echo(f"stages: {stages}")
+    for warning in manifest.warnings:
+        typer.echo(f"warning: {warning}")
+
+
+for _kind, _selector in SELECTORS.items():
+    select_app.command(_kind)(_command(_kind, _selector))
