@@ -6,7 +6,9 @@ every one of them.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -23,7 +25,9 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         default=None, description="SQLAlchemy URL of the catalog; default: SQLite inside the home folder."
     )
-    log_level: str = Field(default="WARNING", description="Level of the log on standard error.")
+    log_level: Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"] = Field(
+        default="WARNING", description="Level of the log on standard error."
+    )
     workers: int | None = Field(
         default=None, ge=1, description="Worker processes of a job; default: one per CPU core or GPU."
     )
@@ -45,3 +49,8 @@ def load_settings(home: Path | None = None) -> Settings:
         first = error.errors()[0]
         name = "MIXWRIGHT_" + str(first["loc"][0]).upper()
         raise ConfigError(f"{name}: {first['msg']}; correct or unset the variable") from error
+
+
+def configure_logging(settings: Settings) -> None:
+    """Send the log of this process to standard error; for the edge of a program, once."""
+    logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -114,6 +114,12 @@ class ConvergenceError(MixwrightError):
     title = "No convergence"
 
 
+class JobError(MixwrightError):
+    """The process of a job died without saying why."""
+
+    title = "Job died"
+
+
 class MissingExtraError(MixwrightError):
     """An optional dependency is missing; the message has the pip command that installs it."""
 

@@ -85,11 +85,16 @@ class Store:
 
     def manifests(self, kind: Kind | None = None) -> Iterator[AnyManifest]:
         """Every published manifest, by kind, name and version."""
+        for reference in self.references(kind):
+            yield self.manifest(reference)
+
+    def references(self, kind: Kind | None = None) -> Iterator[Reference]:
+        """The references (with kind and version) of everything published, by kind, name and version."""
         for each in [kind] if kind else KINDS:
             root = self.home / _FOLDERS[each]
             for name in sorted(path.name for path in root.glob("*") if path.is_dir()):
                 for version in self.versions(each, name):
-                    yield self._read(each, name, version)
+                    yield Reference(name, version, each)
 
     def versions(self, kind: Kind, name: str) -> list[int]:
         """The published versions of a name, oldest first."""

@@ -5,8 +5,15 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
+from mixwright.schemas.manifests import (
+    CorpusManifest,
+    EmbeddingsManifest,
+    IndexManifest,
+    Manifest,
+    MixtureManifest,
+)
 from mixwright.schemas.references import Kind
 
 
@@ -37,6 +44,31 @@ class ArtifactSummary(_Model):
     n_tokens: int | None = Field(description="null where the kind has none")
     selector: str | None = Field(default=None, description="of a mixture")
     components: list[ComponentSummary] = Field(default=[], description="of a mixture")
+
+
+class ManifestDetail(Manifest):
+    """A manifest as the catalog shows it: with its ref."""
+
+    @computed_field(description="name@version")  # type: ignore[prop-decorator]  # pydantic's own way to write it
+    @property
+    def ref(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class CorpusDetail(ManifestDetail, CorpusManifest):
+    """The manifest of a corpus."""
+
+
+class EmbeddingsDetail(ManifestDetail, EmbeddingsManifest):
+    """The manifest of embeddings."""
+
+
+class IndexDetail(ManifestDetail, IndexManifest):
+    """The manifest of an index."""
+
+
+class MixtureDetail(ManifestDetail, MixtureManifest):
+    """The manifest of a mixture."""
 
 
 class LineageNode(_Model):

@@ -83,8 +83,11 @@ class EmbeddingsManifest(Manifest):
     n_rows: int
     n_truncated: int = Field(description="documents longer than the encoder's limit, embedded by their start")
     dim: int
-    dtype: str
+    dtype: str = Field(description="of the stored vectors")
     normalized: bool
+    compute_dtypes: list[str] = Field(
+        default=[], description="arithmetic of the forward passes: as the machines had it, and no identity"
+    )
 
 
 class RecallReport(_Model):

