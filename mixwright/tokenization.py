@@ -112,12 +112,18 @@ def _definition(name: str) -> bytes:
 
 
 def _hub_definition(name: str) -> bytes:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from httpx import HTTPError
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
-        return Path(hf_hub_download(name, "tokenizer.json")).read_bytes()
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        cached = try_to_load_from_cache(name, "tokenizer.json")
+        if not isinstance(cached, str):
+            # Asked first because a download tries an unreachable hub again for half a minute.
+            HfApi().model_info(name, timeout=5)
+            cached = hf_hub_download(name, "tokenizer.json")
+        return Path(cached).read_bytes()
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, HTTPError, OSError) as error:
         raise NotFoundError(
             f"tokenizer {name!r} is neither a local file nor on a reachable hub: use {DEFAULT_TOKENIZER!r}, "
             "'bytes', or the path of a tokenizer.json"

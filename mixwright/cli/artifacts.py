@@ -52,7 +52,7 @@ def ingest(
         on_bad_row=on_bad_row,
         shard_rows=shard_rows,
     )
-    manifest = run(settings, store, request)
+    manifest = run(settings, store, request, json=json)
     if not isinstance(manifest, CorpusManifest):
         raise TypeError(manifest.kind)
     fields = ("n_documents", "n_duplicates", "n_quarantined", "n_tokens")
@@ -77,7 +77,9 @@ def embed(
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the stored vectors.")] = "float32",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the encoder runs.")] = "auto",
     workers: Annotated[int | None, typer.Option(help="Worker processes; default one a core or GPU.")] = None,
-    batch_tokens: Annotated[int, typer.Option(help="Padded tokens a batch.")] = 2048,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Padded tokens a batch; default 2,048 on a CPU, 65,536 on a GPU.")
+    ] = None,
     home: Home = None,
     json: Json = False,
 ) -> None:
@@ -93,7 +95,7 @@ def embed(
         workers=workers or settings.workers,
         batch_tokens=batch_tokens,
     )
-    manifest = run(settings, store, request)
+    manifest = run(settings, store, request, json=json)
     if not isinstance(manifest, EmbeddingsManifest):
         raise TypeError(manifest.kind)
     if json:
@@ -138,7 +140,7 @@ def index(
         device=device,
         threads=threads,
     )
-    manifest = run(settings, store, request)
+    manifest = run(settings, store, request, json=json)
     if not isinstance(manifest, IndexManifest):
         raise TypeError(manifest.kind)
     if json:

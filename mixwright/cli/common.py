@@ -11,7 +11,7 @@ import typer
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mixwright.cli.output import progress_on_stderr
-from mixwright.config import Settings, load_settings
+from mixwright.config import Settings, configure_logging, load_settings
 from mixwright.errors import ConfigError
 from mixwright.schemas.manifests import AnyManifest
 from mixwright.store import Store
@@ -33,6 +33,7 @@ _ModelT = TypeVar("_ModelT", bound=BaseModel)
 def open_store(home: Path | None) -> tuple[Settings, Store]:
     """The settings, and the store under the home folder they name."""
     settings = load_settings(home)
+    configure_logging(settings)
     return settings, Store(settings.home)
 
 
@@ -53,11 +54,11 @@ def validate(adapter: TypeAdapter[_ModelT], value: dict[str, Any]) -> _ModelT:
         raise ConfigError(f"{flag}: {message}") from error
 
 
-def run(settings: Settings, store: Store, request: Any) -> AnyManifest:
+def run(settings: Settings, store: Store, request: Any, *, json: bool = False) -> AnyManifest:
     """Run a request with progress on standard error, and enter what it published into the catalog."""
     from mixwright.jobs.run import run_request
 
-    with progress_on_stderr() as progress:
+    with progress_on_stderr(for_a_program=json) as progress:
         manifest = run_request(store, request, progress)
     with open_catalog(settings) as catalog:
         catalog.record(manifest)

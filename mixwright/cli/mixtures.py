@@ -89,7 +89,7 @@ def materialize(
     from mixwright.jobs.materialize import materialize_mixture
 
     _, store = open_store(home)
-    with progress_on_stderr() as progress:
+    with progress_on_stderr(for_a_program=json) as progress:
         files = materialize_mixture(
             MixtureStream.open(store, name), out, _tokenization(tokenizer, bos, eos, window), progress
         )

@@ -16,7 +16,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from mixwright.errors import MixwrightError
-from mixwright.progress import Progress
+from mixwright.progress import NoProgress, Progress
 
 
 def print_json(value: Any) -> None:
@@ -45,7 +45,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 class LineProgress:
-    """Progress as plain lines on standard error, at most one every few seconds: for logs and pipes."""
+    """Progress as plain lines on standard error: one when a stage begins, then one every few seconds."""
 
     def __init__(self, seconds_between_lines: float = 5.0) -> None:
         self._pause = seconds_between_lines
@@ -55,12 +55,12 @@ class LineProgress:
     def start(self, stage: str, total: int | None = None, unit: str = "documents") -> None:
         self._stage, self._unit, self._total, self._done = stage, unit, total or 0, 0
         self._last = time.monotonic()
-        typer.echo(f"{stage} …", err=True)
+        typer.echo(f"{stage}: {total:,} {unit}" if total else stage, err=True)
 
     def advance(self, n: int = 1) -> None:
         self._done += n
         now = time.monotonic()
-        if now - self._last >= self._pause or self._done == self._total:
+        if now - self._last >= self._pause:
             self._last = now
             of_total = f" of {self._total:,}" if self._total else ""
             typer.echo(f"{self._stage}: {self._done:,}{of_total} {self._unit}", err=True)
@@ -98,10 +98,10 @@ class BarProgress:
 
 
 @contextmanager
-def progress_on_stderr() -> Iterator[Progress]:
-    """A bar on a terminal, plain lines otherwise."""
+def progress_on_stderr(*, for_a_program: bool = False) -> Iterator[Progress]:
+    """A bar on a terminal; otherwise plain lines, and nothing where a program reads the problem document."""
     if not sys.stderr.isatty():
-        yield LineProgress()
+        yield NoProgress() if for_a_program else LineProgress()
         return
     columns = (
         TextColumn("{task.description}"),

@@ -91,7 +91,7 @@ def _select(
         selector={"kind": kind, **parameters},
         budget={"tokens": tokens, "documents": documents},
     )
-    manifest = run(settings, store, request)
+    manifest = run(settings, store, request, json=json)
     if not isinstance(manifest, MixtureManifest):
         raise TypeError(manifest.kind)
     if json:
