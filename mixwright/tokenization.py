@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mixwright.errors import ConfigError, NotFoundError
+from mixwright.hub import fetched_file
 from mixwright.schemas.defaults import DEFAULT_TOKENIZER
 
 
@@ -108,22 +109,9 @@ def _definition(name: str) -> bytes:
         path = path / "tokenizer.json"
     if path.is_file():
         return path.read_bytes()
-    return _hub_definition(name)
-
-
-def _hub_definition(name: str) -> bytes:
-    from httpx import HTTPError
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-
     try:
-        cached = try_to_load_from_cache(name, "tokenizer.json")
-        if not isinstance(cached, str):
-            # Asked first because a download tries an unreachable hub again for half a minute.
-            HfApi().model_info(name, timeout=5)
-            cached = hf_hub_download(name, "tokenizer.json")
-        return Path(cached).read_bytes()
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, HTTPError, OSError) as error:
+        return fetched_file(name, "tokenizer.json").read_bytes()
+    except NotFoundError as error:
         raise NotFoundError(
             f"tokenizer {name!r} is neither a local file nor on a reachable hub: use {DEFAULT_TOKENIZER!r}, "
             "'bytes', or the path of a tokenizer.json"

@@ -13,13 +13,11 @@ from typing import Annotated
 import typer
 
 from mixwright import __version__
-from mixwright.cli.artifacts import embed, index, ingest
+from mixwright.cli import artifacts, demo, serving
 from mixwright.cli.catalog import catalog_app, jobs_app
-from mixwright.cli.demo import demo
 from mixwright.cli.mixtures import mixture_app
 from mixwright.cli.output import print_error
 from mixwright.cli.select import select_app
-from mixwright.cli.serving import serve
 from mixwright.errors import MixwrightError
 
 app = typer.Typer(
@@ -30,11 +28,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-app.command()(demo)
-app.command()(serve)
-app.command()(ingest)
-app.command()(embed)
-app.command()(index)
+app.command()(demo.demo)
+app.command()(serving.serve)
+app.command()(artifacts.ingest)
+app.command()(artifacts.embed)
+app.command()(artifacts.index)
 app.add_typer(select_app)
 app.add_typer(mixture_app)
 app.add_typer(jobs_app)

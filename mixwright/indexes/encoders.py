@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from mixwright.errors import ConfigError, DataError, NotFoundError
 from mixwright.fingerprint import file_sha256
+from mixwright.hub import cached_file, newest_revision
 from mixwright.indexes.batching import Int64Array, length_batches
 from mixwright.indexes.protocols import FloatArray
 from mixwright.schemas.defaults import DEFAULT_ENCODER
@@ -348,28 +349,16 @@ def _folder_sha256(folder: Path) -> str:
 
 def _hub_revision(name: str) -> str:
     """The commit of a hub model: of the copy in the local cache, else of its newest version."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    # The bases of the hub's error are those of its HTTP library (requests, httpx, …), whichever it uses: a
-    # connection that fails is one of theirs.
-    failures: Any = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
+    for file in ("modules.json", "config.json"):
+        if cached := cached_file(name, file):
+            return cached.parent.name
     try:
-        for file in ("modules.json", "config.json"):
-            cached = try_to_load_from_cache(name, file)
-            if isinstance(cached, str):
-                return Path(cached).parent.name
-        # Not hf_hub_download, which tries an unreachable hub again for most of a minute.
-        newest = HfApi().model_info(name, timeout=5).sha
-        if newest:
-            return newest
-        reason: Exception | None = None
-    except failures as error:
-        reason = error
-    raise NotFoundError(
-        f"encoder {name!r} is neither a folder nor on a reachable model hub: offline, use {DEFAULT_ENCODER!r} "
-        "or the path of a sentence-transformers folder"
-    ) from reason
+        return newest_revision(name)
+    except NotFoundError as error:
+        raise NotFoundError(
+            f"encoder {name!r} is neither a folder nor on a reachable model hub: offline, use "
+            f"{DEFAULT_ENCODER!r} or the path of a sentence-transformers folder"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
