@@ -19,6 +19,7 @@ that the service returns and that ``--json`` commands print on standard error.
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 
@@ -34,7 +35,7 @@ class MixwrightError(Exception):
 
     def problem(self) -> dict[str, Any]:
         """The error as an RFC 9457 problem document."""
-        slug = type(self).__name__.removesuffix("Error").lower()
+        slug = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(self).__name__.removesuffix("Error")).lower()
         return {
             "type": f"urn:mixwright:error:{slug}",
             "title": self.title,
