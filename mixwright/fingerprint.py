@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import orjson
+import msgspec
 
 _BLOCK = 1 << 20
 
@@ -23,7 +23,7 @@ def fingerprint(kind: str, inputs: Iterable[str], parameters: dict[str, Any]) ->
     ``inputs`` are the inputs' fingerprints, in an order that matters; ``parameters`` is any JSON value.
     """
     identity = {"kind": kind, "inputs": list(inputs), "parameters": parameters}
-    return hashlib.sha256(orjson.dumps(identity, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(identity, order="sorted")).hexdigest()
 
 
 def stream_sha256(stream: BinaryIO) -> tuple[str, int]:

@@ -6,6 +6,7 @@ and passwords and is fooled by case and by query strings; here the URL is parsed
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -14,6 +15,13 @@ import idna
 
 if TYPE_CHECKING:
     import tldextract
+
+# After the slashes: user and password up to the last @ of the authority, or, where a password has a bare / ? #
+# in it (no port is like that), up to the first @.
+_USER = r"(?:[^/\\?#]*@|[^/\\?#@:\[]*:(?!\d*(?:[/\\?#]|$))[^@\s]*@)"
+_USERINFO = re.compile(rf"(\s*(?:[A-Za-z][A-Za-z0-9+.\-]*:[/\\]{{1,2}}|[/\\]{{2}})){_USER}|(\s*)[^/\\?#]*@")
+# In these the part before the @ is an address, not a login.
+_ADDRESS_SCHEMES = ("mailto:", "sip:", "sips:", "xmpp:", "acct:", "mid:", "cid:")
 
 
 def host_of(url: str | None) -> str | None:
@@ -38,6 +46,18 @@ def host_of(url: str | None) -> str | None:
     except ValueError:
         return None
     return _ascii(host.strip(".")) if host else None
+
+
+def without_userinfo(url: str) -> str:
+    """``url`` without ``user:password@``: credentials must not end up in training data.
+
+    >>> without_userinfo("https://user:secret@example.com:8080/a?mail=b@c")
+    'https://example.com:8080/a?mail=b@c'
+    """
+    if "@" not in url or url.lstrip().lower().startswith(_ADDRESS_SCHEMES):
+        return url
+    match = _USERINFO.match(url)
+    return (match[1] or match[2] or "") + url[match.end() :] if match else url
 
 
 def _has_opaque_scheme(text: str) -> bool:

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import orjson
+import msgspec
 
 Row = dict[str, Any]
 
@@ -47,7 +47,7 @@ def write_rows(corpus: DemoCorpus, path: Path) -> int:
     count = 0
     with temporary.open("wb") as sink:
         for row in islice(corpus.rows(), corpus.limit):
-            sink.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            sink.write(msgspec.json.encode(row) + b"\n")
             count += 1
     temporary.rename(path)
     return count

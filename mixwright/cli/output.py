@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import orjson
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -21,12 +21,12 @@ from mixwright.progress import NoProgress, Progress
 
 def print_json(value: Any) -> None:
     """One line of JSON on standard output."""
-    typer.echo(orjson.dumps(value, default=str).decode())
+    typer.echo(msgspec.json.encode(value).decode())
 
 
 def print_error(error: MixwrightError, *, as_json: bool) -> None:
     """An error on standard error: one line, or its problem document."""
-    line = orjson.dumps(error.problem(), default=str).decode() if as_json else f"error: {error}"
+    line = msgspec.json.encode(error.problem()).decode() if as_json else f"error: {error}"
     typer.echo(line, err=True)
 
 

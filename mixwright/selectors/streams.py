@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
-import orjson
 import polars as pl
 import pyarrow as pa
 
@@ -195,7 +195,7 @@ class MixtureStream:
 
 def to_ndjson(table: pa.Table) -> bytes:
     """Rows as JSON lines in UTF-8, each ended by a line break."""
-    return b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in table.to_pylist())
+    return b"".join(msgspec.json.encode(row) + b"\n" for row in table.to_pylist())
 
 
 def _read_selection(component: MixtureComponent, directory: Path) -> Selection:
