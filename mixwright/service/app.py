@@ -1,0 +1,87 @@
+"""The catalog as an HTTP service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
+from fastapi.staticfiles import StaticFiles
+from starlette.concurrency import run_in_threadpool
+
+from mixwright import __version__
+from mixwright.config import Settings
+from mixwright.service.problems import install_handlers, problem_responses
+from mixwright.service.queries import refuse_unknown_query
+from mixwright.service.routes import artifacts, corpora, health, jobs, mixtures, pages
+from mixwright.service.state import Services, make_services
+
+_DESCRIPTION = """Corpora, mixtures and the jobs that make them.
+
+`{ref}` is `name` (the newest version) or `name@version`. Published artifacts never change: their ETag is made of
+their fingerprint, and `If-None-Match` answers 304. Errors are `application/problem+json`.
+"""
+_TAGS = [
+    {"name": "corpora", "description": "Named, versioned documents."},
+    {"name": "mixtures", "description": "What to train on, in which proportion and order."},
+    {"name": "embeddings and indexes", "description": "Vectors of a corpus, and their nearest neighbours."},
+    {"name": "jobs", "description": "Long work: ingest, embed, index, select."},
+    {"name": "health", "description": "For load balancers and people."},
+]
+
+
+def create_app(settings: Settings, *, run_worker: bool = True) -> FastAPI:
+    """The app of one service: the catalog of ``settings.home``, and a worker for its jobs unless told otherwise.
+
+    Raises ConfigError for a wrong database URL.
+    """
+    services = make_services(settings, run_worker=run_worker)
+    app = FastAPI(
+        title="mixwright",
+        version=__version__,
+        summary="Curates and selects training data for language models.",
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        # The pages of Swagger and ReDoc load their scripts from a CDN; the service must work without a network.
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        generate_unique_id_function=_operation_id,
+    )
+    app.state.services = services
+    install_handlers(app)
+    for router in (corpora.router, mixtures.router, artifacts.router, jobs.router, health.router):
+        app.include_router(router, dependencies=[Depends(refuse_unknown_query)], responses=problem_responses(422))
+    app.include_router(pages.router)
+    app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+    return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    await run_in_threadpool(_open, services)
+    try:
+        yield
+    finally:
+        await run_in_threadpool(_close, services)
+
+
+def _open(services: Services) -> None:
+    services.store.home.mkdir(parents=True, exist_ok=True)
+    services.database.upgrade()
+    services.catalog.sync()
+    if services.worker is not None:
+        services.worker.start()
+
+
+def _close(services: Services) -> None:
+    if services.worker is not None:
+        services.worker.stop()
+    services.database.close()

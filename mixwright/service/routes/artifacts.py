@@ -1,0 +1,55 @@
+"""What every kind of artifact has: a list, and a manifest at its own address."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from mixwright.jobs.pages import Page
+from mixwright.schemas.catalog import ArtifactSummary, EmbeddingsDetail, IndexDetail, ManifestDetail
+from mixwright.schemas.references import Kind
+from mixwright.service.caching import cache_headers, not_modified
+from mixwright.service.problems import problem_responses
+from mixwright.service.queries import Cursor, Limit, Ref
+from mixwright.service.state import ServicesDep
+
+
+def add_list(router: APIRouter, path: str, kind: Kind) -> None:
+    """Add ``GET path``: the artifacts of one kind, newest first."""
+
+    def artifacts(services: ServicesDep, limit: Limit = 100, cursor: Cursor = None) -> Page[ArtifactSummary]:
+        return services.catalog.page(kind, limit, cursor)
+
+    plural = path.rsplit("/", 1)[1]
+    router.get(
+        path,
+        name=f"list_{plural}",
+        summary=f"List {plural}",
+        description=f"Every {plural} artifact of every version, newest first.",
+    )(artifacts)
+
+
+def add_manifest(router: APIRouter, path: str, kind: Kind, model: type[ManifestDetail]) -> None:
+    """Add ``GET path/{ref}``: the manifest and its ref."""
+
+    def artifact(request: Request, services: ServicesDep, ref: Ref) -> Response:
+        manifest = services.catalog.manifest(ref, kind)
+        headers = cache_headers(ref, manifest.fingerprint)
+        content = model.model_validate(dict(manifest)).model_dump_json()
+        return not_modified(request, headers) or Response(content, headers=headers, media_type="application/json")
+
+    router.get(
+        f"{path}/{{ref}}",
+        name=f"get_{kind}",
+        summary=f"Manifest of {'an' if kind[0] in 'aei' else 'a'} {kind}",
+        description="The whole manifest, with its `ref`. The ETag is the fingerprint.",
+        response_model=model,
+        responses={304: {"description": "not changed"}, **problem_responses(404)},
+    )(artifact)
+
+
+router = APIRouter(tags=["embeddings and indexes"])
+add_list(router, "/v1/embeddings", "embeddings")
+add_manifest(router, "/v1/embeddings", "embeddings", EmbeddingsDetail)
+add_list(router, "/v1/indexes", "index")
+add_manifest(router, "/v1/indexes", "index", IndexDetail)

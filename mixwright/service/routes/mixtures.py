@@ -1,0 +1,138 @@
+"""Mixtures: manifests, lineage, and their rows as streams."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pyarrow as pa
+from fastapi import APIRouter, Depends, Query, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+
+from mixwright.errors import ConfigError
+from mixwright.jobs.pages import Page
+from mixwright.schemas.catalog import ArtifactSummary, Lineage, MixtureDetail
+from mixwright.schemas.references import ReferenceText
+from mixwright.selectors.streams import ROW_SCHEMA, TOKEN_FIELDS, Tokenization
+from mixwright.service.caching import cache_headers, not_modified
+from mixwright.service.problems import problem_responses
+from mixwright.service.queries import Cursor, Limit, Ref, Text
+from mixwright.service.routes.artifacts import add_manifest
+from mixwright.service.rows import ARROW, NDJSON, encode, negotiate, streamed
+from mixwright.service.state import ServicesDep
+
+router = APIRouter(tags=["mixtures"])
+
+_BATCH_ROWS = 256
+
+
+@router.get("/v1/mixtures", name="list_mixtures", summary="List mixtures")
+def mixtures(
+    services: ServicesDep,
+    source: Annotated[
+        ReferenceText | None, Query(description="made from this corpus", examples=["wiki", "wiki@1"])
+    ] = None,
+    selector: Annotated[Text | None, Query(description="made by this selector", examples=["unimax"])] = None,
+    domain: Annotated[
+        Text | None, Query(description="this domain occurs in one of its corpora", examples=["en.wikipedia.org"])
+    ] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Page[ArtifactSummary]:
+    """Mixtures of every version, newest first. Filters add up."""
+    return services.catalog.page("mixture", limit, cursor, source=source, selector=selector, domain=domain)
+
+
+add_manifest(router, "/v1/mixtures", "mixture", MixtureDetail)
+
+
+@router.get(
+    "/v1/mixtures/{ref}/lineage",
+    name="get_mixture_lineage",
+    summary="Lineage of a mixture",
+    responses=problem_responses(404),
+)
+def mixture_lineage(services: ServicesDep, ref: Ref) -> Lineage:
+    """Every artifact that the mixture was made from, or that was made from it, as a graph."""
+    return services.catalog.lineage(ref, "mixture")
+
+
+@dataclass(frozen=True)
+class RowsQuery:
+    """Which rows, and how they are tokenized."""
+
+    start: Annotated[int, Query(ge=0, description="first row, counted in the rank's own stream")] = 0
+    count: Annotated[int | None, Query(ge=0, description="rows; default: to the end")] = None
+    rank: Annotated[int, Query(ge=0, description="which of `world_size` readers this is")] = 0
+    world_size: Annotated[int, Query(ge=1, description="readers that share the mixture")] = 1
+    tokenizer: Annotated[
+        Text | None,
+        Query(description="add `input_ids` and `loss_mask` by this tokenizer", examples=["all-minilm-l6-v2"]),
+    ] = None
+    bos: Annotated[int | None, Query(ge=0, description="token id before each row, with `tokenizer`")] = None
+    eos: Annotated[int | None, Query(ge=0, description="token id behind each row, with `tokenizer`")] = None
+    window: Annotated[
+        int | None, Query(ge=1, description="text tokens a training window, where tags repeat on each")
+    ] = None
+
+    def tokenization(self) -> Tokenization | None:
+        """Raises ConfigError for token settings without a tokenizer."""
+        if self.tokenizer is not None:
+            return Tokenization(self.tokenizer, self.bos, self.eos, self.window)
+        for name in ("bos", "eos", "window"):
+            if getattr(self, name) is not None:
+                raise ConfigError(f"{name} is about tokens: name a tokenizer too, or leave {name} out")
+        return None
+
+
+_EXAMPLE = (
+    '{"position":0,"stage":"main","component":"wiki","epoch":0,"id":"8f4c…","source":"wiki","domain":'
+    '"en.wikipedia.org","url":"https://en.wikipedia.org/wiki/A","tag_text":"","text":"A is …","n_tokens":42}\n'
+)
+
+
+@router.get(
+    "/v1/mixtures/{ref}/rows",
+    name="stream_mixture_rows",
+    summary="Rows of a mixture",
+    response_class=StreamingResponse,
+    responses={
+        200: {
+            "description": "rows in order, one JSON object a line, or one Arrow IPC stream",
+            "content": {
+                NDJSON: {"schema": {"type": "string"}, "example": _EXAMPLE},
+                ARROW: {"schema": {"type": "string", "format": "binary"}},
+            },
+        },
+        304: {"description": "not changed"},
+        **problem_responses(404, 406, 409),
+    },
+)
+def mixture_rows(
+    request: Request, services: ServicesDep, ref: Ref, query: Annotated[RowsQuery, Depends()]
+) -> Response:
+    """The mixture as a training script reads it. Position → row is a pure function: any request can be repeated.
+
+    Rank r of W reads positions r, r + W, r + 2W, …; `start` and `count` count that rank's own rows. Ask with
+    `Accept: application/vnd.apache.arrow.stream` for Arrow; the default is JSON lines.
+    """
+    media_type = negotiate(request.headers.get("accept"))
+    if media_type is None:
+        raise HTTPException(406, f"rows come as {NDJSON} or {ARROW}: ask for one of the two in Accept")
+    manifest = services.catalog.manifest(ref, "mixture")
+    headers = {**cache_headers(ref, manifest.fingerprint, query, media_type), "Vary": "Accept"}
+    unchanged = not_modified(request, headers)
+    if unchanged is not None:
+        return unchanged
+    tokenization = query.tokenization()
+    stream = services.mixture(manifest.ref, manifest.fingerprint)
+    tables = stream.read(query.start, query.count, query.rank, query.world_size, tokenization, _BATCH_ROWS)
+    chunks = encode(tables, _schema(tokenization), media_type)
+    # The first chunk is made before the answer begins: what is wrong with the data is still an error then.
+    first = next(chunks, b"")
+    return StreamingResponse(streamed(first, chunks), headers=headers, media_type=media_type)
+
+
+def _schema(tokenization: Tokenization | None) -> pa.Schema:
+    return ROW_SCHEMA if tokenization is None else pa.schema([*ROW_SCHEMA, *TOKEN_FIELDS])

@@ -1,0 +1,41 @@
+"""The home page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.templating import Jinja2Templates
+from starlette.responses import HTMLResponse, Response
+
+from mixwright.service.state import ServicesDep
+
+router = APIRouter(include_in_schema=False)
+
+_ROOM = Path(__file__).parent.parent
+STATIC = _ROOM / "static"
+_templates = Jinja2Templates(directory=_ROOM / "templates")
+_SHOWN = 50
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "private, no-cache",
+}
+
+
+@router.get("/", name="home", response_class=HTMLResponse)
+def home(request: Request, services: ServicesDep) -> Response:
+    """Corpora, mixtures and jobs at a glance."""
+    jobs = services.board.page(_SHOWN)
+    context = {
+        "corpora": services.catalog.page("corpus", _SHOWN),
+        "mixtures": services.catalog.page("mixture", _SHOWN),
+        "jobs": jobs,
+        "busy": any(not job.is_final for job in jobs.items),
+        "base": str(request.base_url).rstrip("/"),
+    }
+    return _templates.TemplateResponse(request, "home.html", context, headers=_HEADERS)
