@@ -671,3 +671,8 @@ def test_suffixes_are_documented() -> None:
     for name in IngestRequest.model_fields:
         if name != "kind":
             assert f"`{name}`" in page
+
+
+def test_a_corpus_has_shards_to_share_out_and_not_too_many() -> None:
+    sizes = {n: shards.default_shard_rows(n) for n in (1, 100, 1_000, 100_000, 10**7)}
+    assert sizes == {1: 128, 100: 128, 1_000: 128, 100_000: 1_563, 10**7: 10_000}

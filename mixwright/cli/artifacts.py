@@ -31,7 +31,9 @@ def ingest(
     on_bad_row: Annotated[
         Literal["quarantine", "fail"], typer.Option(help="Keep bad rows in a sidecar file, or stop.")
     ] = "quarantine",
-    shard_rows: Annotated[int, typer.Option(help="Documents a Parquet shard, at most.")] = 10_000,
+    shard_rows: Annotated[
+        int | None, typer.Option(help="Documents a Parquet shard; default a 64th of them, within 128 and 10,000.")
+    ] = None,
     home: Home = None,
     json: Json = False,
 ) -> None:

@@ -54,8 +54,7 @@ def _ingest(settings: Settings, store: Store, corpus: DemoCorpus) -> AnyManifest
     if not path.exists():
         typer.echo(f"collecting {corpus.about} …", err=True)
         write_rows(corpus, path)
-    # Small shards, so that two workers share the embedding of a small corpus evenly.
-    request = IngestRequest(name=corpus.name, paths=[str(path)], domain=corpus.domain, shard_rows=150)
+    request = IngestRequest(name=corpus.name, paths=[str(path)], domain=corpus.domain)
     return run(settings, store, request)
 
 

@@ -29,7 +29,7 @@ from mixwright.jobs.documents import UNCOUNTED_SCHEMA, DocumentBlock, FieldMappi
 from mixwright.jobs.duplicates import DuplicateFinder
 from mixwright.jobs.input_files import InputFile, find_input_files, open_stored
 from mixwright.jobs.readers import BadRow, DamagedFileError, Row, read_rows
-from mixwright.jobs.shards import ShardWriter, count_domains
+from mixwright.jobs.shards import ShardWriter, count_domains, default_shard_rows
 from mixwright.progress import Progress
 from mixwright.schemas.documents import DOCUMENT_SCHEMA
 from mixwright.schemas.manifests import CorpusManifest
@@ -137,7 +137,8 @@ def run_ingest(store: Store, request: IngestRequest, progress: Progress) -> Corp
         for warning in rows.warnings:
             progress.note(f"warning: {warning}")
         keep = request.duplicates == "keep"
-        writer = ShardWriter(staging.path / "shards", request.shard_rows)
+        shard_rows = request.shard_rows or default_shard_rows(len(rows.repeats))
+        writer = ShardWriter(staging.path / "shards", shard_rows)
         totals = _write_documents(rows, keep, tokenizer, writer, reference.name, progress)
         parameters = {**parameters, "files": [each.entry() for each in hashed]}
         draft = _manifest(staging, parameters, identity, tokenizer, rows, totals, writer.shards)

@@ -12,11 +12,21 @@ import pyarrow.parquet as pq
 
 from mixwright.schemas.documents import DOCUMENT_SCHEMA
 
+_SHARDS, _LEAST_ROWS, _MOST_ROWS = 64, 128, 10_000
 _SHARD_BYTES = 128 << 20
 _GROUP_ROWS = 2048
 _GROUP_BYTES = 4 << 20
 _TOP_DOMAINS = 100
 _COUNTED_ROWS = 4_000_000
+
+
+def default_shard_rows(n_documents: int) -> int:
+    """Documents a shard: a 64th of the corpus, within 128 and 10,000.
+
+    A shard is what a worker does at a time and what a restarted job need not do again: a small corpus has
+    enough of them to share out, a large one not more than its manifest can list.
+    """
+    return min(max(-(-n_documents // _SHARDS), _LEAST_ROWS), _MOST_ROWS)
 
 
 class ShardWriter:

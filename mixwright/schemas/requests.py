@@ -36,7 +36,11 @@ class IngestRequest(_Request):
     tokenizer: str = Field(default=DEFAULT_TOKENIZER, description="counts n_tokens")
     duplicates: Literal["drop", "keep"] = Field(default="drop", description="documents with the same text")
     on_bad_row: Literal["quarantine", "fail"] = Field(default="quarantine")
-    shard_rows: int = Field(default=10_000, ge=1, description="resource: documents a Parquet shard, at most")
+    shard_rows: int | None = Field(
+        default=None,
+        ge=1,
+        description="resource: documents a Parquet shard, at most; default: a 64th of them, within 128 and 10,000",
+    )
 
     @model_validator(mode="after")
     def _one_domain(self) -> Self:
