@@ -6,6 +6,7 @@ share of a fingerprint. Budgets are tokens or documents; shares are of tokens.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -33,7 +34,7 @@ def source_tokens(pool: Pool) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class WeightedSelector:
+class WeightedSelector(ABC):
     """What the selectors by weight share: a cap on the passes, a seed, and water-filling under the cap."""
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
@@ -41,9 +42,9 @@ class WeightedSelector:
     max_epochs: MaxEpochs = 4.0
     seed: Seed = 0
 
+    @abstractmethod
     def weights(self, pool: Pool) -> FloatArray:
         """The share of the tokens that each source should have, shape (k,), positive, summing to 1."""
-        raise TypeError(f"{type(self).__name__} defines no weights")
 
     def select(self, pool: Pool, budget: Budget) -> Mixture:
         """Raises ShortfallError where the sources cannot fill the budget in ``max_epochs`` passes."""
