@@ -102,8 +102,8 @@ def mix(
     """The mixture that serves ``weights`` (k,) of the tokens from the pool's k sources.
 
     ``eligible`` limits a source to some of its rows. Where a share needs more than ``max_epochs`` passes it is
-    capped and the rest goes to the others (water-filling). The budget is never exceeded, and each source falls
-    short of its share by less than its shortest document that was left out. Raises ShortfallError.
+    capped and the rest goes to the others (water-filling). A budget in tokens is never exceeded, and falls short
+    by less than the shortest document that could still be added; one in documents is met. Raises ShortfallError.
     """
     chosen = list(eligible) if eligible is not None else [None] * len(pool.sources)
     if budget.tokens is not None:
@@ -191,10 +191,9 @@ def _select_tokens(
     sizes = [_tokens_of(source, rows) for source, rows in zip(pool.sources, eligible, strict=True)]
     capacities = np.asarray(sizes, dtype=np.float64) * max_epochs
     _check_capacity(pool, weights, capacities, total, "tokens", max_epochs)
+    amounts = water_fill(weights, capacities, total)
     selections = []
-    for source, rows, size, amount in zip(
-        pool.sources, eligible, sizes, water_fill(weights, capacities, total), strict=True
-    ):
+    for source, rows, size, amount in zip(pool.sources, eligible, sizes, amounts, strict=True):
         # A share that is a whole number of tokens up to rounding is that number.
         target = int(amount + 1e-6)
         n_selected = len(source.n_tokens) if rows is None else len(rows)
@@ -211,7 +210,30 @@ def _select_tokens(
                 largest_budget=None,
             )
         selections.append(Selection(n_selected, passes, rows, remainder))
-    return selections
+    return _top_up(pool, selections, amounts, capacities, seed)
+
+
+def _top_up(
+    pool: Pool, selections: list[Selection], amounts: FloatArray, capacities: FloatArray, seed: int
+) -> list[Selection]:
+    """Add documents, within the caps, while one fits into what the documents' lengths left of the budget.
+
+    The source furthest below its share comes first.
+    """
+    served = [_served_tokens(*each) for each in zip(pool.sources, selections, strict=True)]
+    gaps = amounts - served
+    left = int(gaps.sum() + 1e-6)
+    topped = list(selections)
+    for number in np.argsort(-gaps, kind="stable"):
+        source, selection = pool.sources[number], selections[number]
+        room = min(left, int(capacities[number]) - served[number])
+        if not selection.n_rows or room <= 0:
+            continue
+        order = smallest_hashes(source, selection.rows, seed)
+        more = fill(order[~np.isin(order, selection.remainder)], source.n_tokens, room)
+        topped[number] = replace(selection, remainder=np.union1d(selection.remainder, more))
+        left -= int(source.n_tokens[more].sum())
+    return topped
 
 
 def _select_documents(
