@@ -37,8 +37,6 @@ def run_select(store: Store, request: SelectRequest, progress: Progress) -> Mixt
         return existing
     progress.start(f"select {request.name}", total=1, unit="mixtures")
     mixture = request.selector.select(pool, request.budget)
-    for warning in mixture.warnings:
-        progress.note(f"warning: {warning}")
     with store.stage("mixture", reference, identity) as staging:
         manifest = store.publish(staging, _manifest(mixture, pool, parameters, identity, staging))
     progress.advance()
