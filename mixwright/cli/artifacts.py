@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from mixwright.cli.common import Home, Json, build, open_store, run
+from mixwright.cli.common import Home, Json, build, open_store, run, summary
 from mixwright.cli.output import print_json
 from mixwright.schemas.defaults import DEFAULT_ENCODER, DEFAULT_TOKENIZER
-from mixwright.schemas.manifests import CorpusManifest, EmbeddingsManifest, IndexManifest
 from mixwright.schemas.requests import EmbedRequest, IndexKind, IndexRequest, IngestRequest, InputFormat
 
 Name = Annotated[str | None, typer.Option(help="Name of the result, or name@version.")]
@@ -38,6 +37,8 @@ def ingest(
     json: Json = False,
 ) -> None:
     """Read files into a corpus: JSON lines, Parquet, CSV or plain text, also .gz and .zst."""
+    from mixwright.jobs.ingest import run_ingest
+
     settings, store = open_store(home)
     request = build(
         IngestRequest,
@@ -54,15 +55,9 @@ def ingest(
         on_bad_row=on_bad_row,
         shard_rows=shard_rows,
     )
-    manifest = run(settings, store, request, json=json)
-    if not isinstance(manifest, CorpusManifest):
-        raise TypeError(manifest.kind)
-    fields = ("n_documents", "n_duplicates", "n_quarantined", "n_tokens")
+    manifest = run(settings, store, run_ingest, request, json=json)
     if json:
-        print_json(
-            {"ref": manifest.ref, "fingerprint": manifest.fingerprint}
-            | {field: getattr(manifest, field) for field in fields}
-        )
+        print_json(summary(manifest, "n_documents", "n_duplicates", "n_quarantined", "n_tokens"))
         return
     typer.echo(
         f"{manifest.ref}: {manifest.n_documents:,} documents, {manifest.n_tokens:,} tokens "
@@ -86,6 +81,8 @@ def embed(
     json: Json = False,
 ) -> None:
     """Embed a corpus: a Ray job over its shards that resumes where it was stopped."""
+    from mixwright.jobs.embed import run_embed
+
     settings, store = open_store(home)
     request = build(
         EmbedRequest,
@@ -97,20 +94,11 @@ def embed(
         workers=workers or settings.workers,
         batch_tokens=batch_tokens,
     )
-    manifest = run(settings, store, request, json=json)
-    if not isinstance(manifest, EmbeddingsManifest):
-        raise TypeError(manifest.kind)
+    manifest = run(settings, store, run_embed, request, json=json)
     if json:
-        fields = ("corpus", "encoder", "n_rows", "n_truncated", "dim", "dtype")
-        print_json(
-            {"ref": manifest.ref, "fingerprint": manifest.fingerprint}
-            | {field: getattr(manifest, field) for field in fields}
-        )
+        print_json(summary(manifest, "corpus", "encoder", "n_rows", "n_truncated", "dim", "dtype"))
         return
-    typer.echo(
-        f"{manifest.ref}: {manifest.n_rows:,} vectors of {manifest.dim} dimensions, "
-        f"{manifest.n_truncated:,} documents longer than the encoder's {manifest.max_tokens} tokens"
-    )
+    typer.echo(f"{manifest.ref}: {manifest.n_rows:,} vectors of {manifest.dim} dimensions")
 
 
 def index(
@@ -128,6 +116,8 @@ def index(
     json: Json = False,
 ) -> None:
     """Build a FAISS index over a corpus's embeddings and measure its recall."""
+    from mixwright.jobs.index import run_index
+
     settings, store = open_store(home)
     request = build(
         IndexRequest,
@@ -142,15 +132,21 @@ def index(
         device=device,
         threads=threads,
     )
-    manifest = run(settings, store, request, json=json)
-    if not isinstance(manifest, IndexManifest):
-        raise TypeError(manifest.kind)
+    manifest = run(settings, store, run_index, request, json=json)
     if json:
-        fields = ("corpus", "embeddings", "index_kind", "factory", "n_rows", "dim", "n_bytes")
         print_json(
-            {"ref": manifest.ref, "fingerprint": manifest.fingerprint}
-            | {field: getattr(manifest, field) for field in fields}
-            | {"search_parameters": manifest.search_parameters, "recall": manifest.recall.model_dump()}
+            summary(
+                manifest,
+                "corpus",
+                "embeddings",
+                "index_kind",
+                "factory",
+                "n_rows",
+                "dim",
+                "n_bytes",
+                "search_parameters",
+                "recall",
+            )
         )
         return
     typer.echo(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -13,7 +13,14 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from mixwright.cli.output import progress_on_stderr
 from mixwright.config import Settings, configure_logging, load_settings
 from mixwright.errors import ConfigError
-from mixwright.schemas.manifests import AnyManifest
+from mixwright.progress import Progress
+from mixwright.schemas.manifests import (
+    CorpusManifest,
+    EmbeddingsManifest,
+    IndexManifest,
+    Manifest,
+    MixtureManifest,
+)
 from mixwright.store import Store
 
 Home = Annotated[
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
     from mixwright.service.catalog import Catalog
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
+_RequestT = TypeVar("_RequestT")
+_ManifestT = TypeVar("_ManifestT", CorpusManifest, EmbeddingsManifest, IndexManifest, MixtureManifest)
 
 
 def open_store(home: Path | None) -> tuple[Settings, Store]:
@@ -54,15 +63,26 @@ def validate(adapter: TypeAdapter[_ModelT], value: dict[str, Any]) -> _ModelT:
         raise ConfigError(f"{flag}: {message}") from error
 
 
-def run(settings: Settings, store: Store, request: Any, *, json: bool = False) -> AnyManifest:
-    """Run a request with progress on standard error, and enter what it published into the catalog."""
-    from mixwright.jobs.run import run_request
-
+def run(
+    settings: Settings,
+    store: Store,
+    job: Callable[[Store, _RequestT, Progress], _ManifestT],
+    request: _RequestT,
+    *,
+    json: bool = False,
+) -> _ManifestT:
+    """Run a job with progress on standard error, and enter what it published into the catalog."""
     with progress_on_stderr(for_a_program=json) as progress:
-        manifest = run_request(store, request, progress)
+        manifest = job(store, request, progress)
     with open_catalog(settings) as catalog:
         catalog.record(manifest)
     return manifest
+
+
+def summary(manifest: Manifest, *fields: str) -> dict[str, Any]:
+    """What ``--json`` prints of a new artifact: ref, fingerprint and these fields of its manifest."""
+    values = manifest.model_dump(mode="json", include=set(fields))
+    return {"ref": manifest.ref, "fingerprint": manifest.fingerprint} | {field: values[field] for field in fields}
 
 
 @contextmanager

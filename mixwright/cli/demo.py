@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from mixwright.cli.demo_texts import DEMO_CORPORA, DemoCorpus, write_rows
 from mixwright.cli.output import print_table
 from mixwright.cli.select import print_mixture
 from mixwright.config import Settings
-from mixwright.schemas.manifests import AnyManifest, EmbeddingsManifest, IndexManifest, MixtureManifest
+from mixwright.schemas.manifests import CorpusManifest, EmbeddingsManifest, IndexManifest, MixtureManifest
 from mixwright.schemas.mixtures import Budget
 from mixwright.schemas.requests import EmbedRequest, IndexRequest, IngestRequest
 from mixwright.selectors.baselines import Proportional, Uniform
@@ -39,8 +39,8 @@ def demo(
     settings, store = open_store(home)
     corpora = [_ingest(settings, store, corpus) for corpus in DEMO_CORPORA]
     indexes = _embed_and_index(settings, store, [corpus.ref for corpus in corpora])
-    mixtures = _select(settings, store, [corpus.ref for corpus in corpora])
-    _report(store, corpora, indexes, mixtures)
+    mixtures = _select(settings, store, corpora)
+    _report(corpora, indexes, mixtures)
     typer.echo(f"\npublished under {settings.home} in {time.monotonic() - began:.0f} seconds")
     _show_what_to_look_at(port, home, serve)
     if serve:
@@ -49,21 +49,26 @@ def demo(
         serve_forever(settings, "127.0.0.1", port)
 
 
-def _ingest(settings: Settings, store: Store, corpus: DemoCorpus) -> AnyManifest:
+def _ingest(settings: Settings, store: Store, corpus: DemoCorpus) -> CorpusManifest:
+    from mixwright.jobs.ingest import run_ingest
+
     path = settings.home / "demo-texts" / f"{corpus.name}.jsonl"
     if not path.exists():
         typer.echo(f"collecting {corpus.about} …", err=True)
         write_rows(corpus, path)
     request = IngestRequest(name=corpus.name, paths=[str(path)], domain=corpus.domain)
-    return run(settings, store, request)
+    return run(settings, store, run_ingest, request)
 
 
-def _embed_and_index(settings: Settings, store: Store, corpora: list[str]) -> list[AnyManifest]:
+def _embed_and_index(settings: Settings, store: Store, corpora: list[str]) -> list[IndexManifest]:
+    from mixwright.jobs.embed import run_embed
+    from mixwright.jobs.index import run_index
+
     requests = [EmbedRequest(corpus=corpus, workers=settings.workers) for corpus in corpora]
     with _ray_for_all(store):
         for request in requests:
-            run(settings, store, request)
-    return [run(settings, store, IndexRequest(corpus=corpus)) for corpus in corpora]
+            run(settings, store, run_embed, request)
+    return [run(settings, store, run_index, IndexRequest(corpus=corpus)) for corpus in corpora]
 
 
 def _ray_for_all(store: Store) -> AbstractContextManager[None]:
@@ -74,25 +79,22 @@ def _ray_for_all(store: Store) -> AbstractContextManager[None]:
     return nullcontext() if len(embedded) >= len(DEMO_CORPORA) else ray_session()
 
 
-def _select(settings: Settings, store: Store, corpora: list[str]) -> list[MixtureManifest]:
-    tokens = sum(getattr(store.manifest(corpus, "corpus"), "n_tokens", 0) for corpus in corpora)
-    mixtures = []
-    for name, selector in _SELECTORS.items():
-        request = SelectRequest(name=name, sources=corpora, selector=selector, budget=Budget(tokens=tokens // 2))
-        manifest = run(settings, store, request)
-        if isinstance(manifest, MixtureManifest):
-            mixtures.append(manifest)
-    return mixtures
+def _select(settings: Settings, store: Store, corpora: list[CorpusManifest]) -> list[MixtureManifest]:
+    from mixwright.jobs.select import run_select
+
+    budget = Budget(tokens=sum(corpus.n_tokens for corpus in corpora) // 2)
+    sources = [corpus.ref for corpus in corpora]
+    return [
+        run(settings, store, run_select, SelectRequest(name=name, sources=sources, selector=each, budget=budget))
+        for name, each in _SELECTORS.items()
+    ]
 
 
-def _report(
-    store: Store, corpora: list[AnyManifest], indexes: list[AnyManifest], mixtures: list[MixtureManifest]
-) -> None:
-    rows: list[tuple[Any, ...]] = []
-    for corpus, index in zip(corpora, indexes, strict=True):
-        if isinstance(index, IndexManifest):
-            counts = [getattr(corpus, field) for field in ("n_documents", "n_tokens", "n_domains")]
-            rows.append((corpus.ref, *counts, index.factory, f"{index.recall.measured:.3f}"))
+def _report(corpora: list[CorpusManifest], indexes: list[IndexManifest], mixtures: list[MixtureManifest]) -> None:
+    rows = [
+        (each.ref, each.n_documents, each.n_tokens, each.n_domains, index.factory, f"{index.recall.measured:.3f}")
+        for each, index in zip(corpora, indexes, strict=True)
+    ]
     typer.echo()
     print_table(("corpus", "documents", "tokens", "domains", "index", "recall@10"), rows)
     for mixture in mixtures:

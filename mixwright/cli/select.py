@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from pydantic.fields import FieldInfo
 
-from mixwright.cli.common import Home, Json, build, open_store, run
+from mixwright.cli.common import Home, Json, build, open_store, run, summary
 from mixwright.cli.output import print_json, print_table
 from mixwright.schemas.manifests import MixtureManifest
 from mixwright.selectors.registry import SELECTORS
@@ -83,6 +83,8 @@ def _select(
     home: Path | None,
     json: bool,
 ) -> None:
+    from mixwright.jobs.select import run_select
+
     settings, store = open_store(home)
     request = build(
         SelectRequest,
@@ -91,16 +93,9 @@ def _select(
         selector={"kind": kind, **parameters},
         budget={"tokens": tokens, "documents": documents},
     )
-    manifest = run(settings, store, request, json=json)
-    if not isinstance(manifest, MixtureManifest):
-        raise TypeError(manifest.kind)
+    manifest = run(settings, store, run_select, request, json=json)
     if json:
-        fields = ("n_rows", "n_tokens", "warnings")
-        print_json(
-            {"ref": manifest.ref, "fingerprint": manifest.fingerprint}
-            | {field: getattr(manifest, field) for field in fields}
-            | {"components": [each.model_dump() for each in manifest.components]}
-        )
+        print_json(summary(manifest, "n_rows", "n_tokens", "warnings", "components"))
         return
     print_mixture(manifest)
 
