@@ -101,7 +101,7 @@ def _select(
 
 
 def print_mixture(manifest: MixtureManifest) -> None:
-    """A mixture for a person: one line, its components, its stages and its warnings."""
+    """A mixture for a person: one line, its components, its stages, its tags and its warnings."""
     typer.echo(f"{manifest.ref}: {manifest.n_rows:,} rows, {manifest.n_tokens:,} tokens by {manifest.selector}")
     print_table(
         ("source", "weight", "rows", "tokens", "epochs"),
@@ -113,6 +113,11 @@ def print_mixture(manifest: MixtureManifest) -> None:
     if len(manifest.stages) > 1:
         stages = ", ".join(f"{each.name} ({each.n_rows:,} rows)" for each in manifest.stages)
         typer.echo(f"stages: {stages}")
+    if coverage := manifest.report.get("coverage"):
+        share = coverage["tagged_documents"] / coverage["documents"]
+        typer.echo(
+            f"tags: {share:.1%} of the pool's documents can be tagged, {coverage['distinct_tags']:,} distinct"
+        )
     for warning in manifest.warnings:
         typer.echo(f"warning: {warning}")
 
