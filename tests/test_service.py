@@ -704,9 +704,9 @@ class running:  # noqa: N801  # reads as a context manager
 
 def test_a_taken_port_is_one_line(settings: Settings) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="taken"):
-        serve(settings, "127.0.0.1", taken.getsockname()[1])
+        serve(settings, "127.0.0.1", taken.getsockname()[1], pytest.fail)
     with pytest.raises(ConfigError, match="no address"):
-        serve(settings, "no such host", 1)
+        serve(settings, "no such host", 1, pytest.fail)
 
 
 def test_serve_announces_its_address_and_ends(
@@ -739,10 +739,10 @@ def test_files_to_rows_through_a_real_service(tmp_path: Path) -> None:
     ]
     (tmp_path / "texts.jsonl").write_text("".join(f"{json.dumps(each)}\n" for each in documents))
     command = [sys.executable, "-m", "mixwright", "serve", "--home", str(tmp_path / "home"), "--port", "0"]
-    service = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert service.stderr is not None
+    service = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert service.stdout is not None
     try:
-        address = service.stderr.readline().split()[-1]
+        address = service.stdout.readline().split()[-1]
         with httpx2.Client(base_url=address, timeout=60) as client:
             request = {"name": "texts", "paths": [str(tmp_path / "texts.jsonl")]}
             job = client.post("/v1/jobs", json={"kind": "ingest", "request": request}).json()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,11 +41,14 @@ def demo(
     mixtures = _select(settings, store, corpora)
     _report(corpora, indexes, mixtures)
     typer.echo(f"\npublished under {settings.home} in {time.monotonic() - began:.0f} seconds")
-    _show_what_to_look_at(port, home, serve)
     if serve:
         from mixwright.service.server import serve as serve_forever
 
-        serve_forever(settings, "127.0.0.1", port)
+        serve_forever(settings, "127.0.0.1", port, _show_what_to_look_at)
+    else:
+        flag = f" --home {home}" if home else ""
+        typer.echo(f"start the service:  mixwright serve{flag} --port {port}")
+        _show_what_to_look_at(f"http://127.0.0.1:{port}")
 
 
 def _ingest(settings: Settings, store: Store, corpus: DemoCorpus) -> CorpusManifest:
@@ -102,13 +104,9 @@ def _report(corpora: list[CorpusManifest], indexes: list[IndexManifest], mixture
         print_mixture(mixture)
 
 
-def _show_what_to_look_at(port: int, home: Path | None, serve: bool) -> None:
-    base = f"http://127.0.0.1:{port}"
-    if not serve:
-        flag = f" --home {home}" if home else ""
-        typer.echo(f"start the service:  mixwright serve{flag} --port {port}")
+def _show_what_to_look_at(address: str) -> None:
     typer.echo("look at it:")
-    typer.echo(f"  curl {base}/v1/mixtures")
-    typer.echo(f"  curl {base}/v1/mixtures/demo-domain-tags")
-    typer.echo(f"  curl '{base}/v1/mixtures/demo-domain-tags/rows?count=3'")
-    typer.echo(f"or open {base}/ in a browser")
+    typer.echo(f"  curl {address}/v1/mixtures")
+    typer.echo(f"  curl {address}/v1/mixtures/demo-domain-tags")
+    typer.echo(f"  curl '{address}/v1/mixtures/demo-domain-tags/rows?count=3'")
+    typer.echo(f"or open {address}/ in a browser; Ctrl-C ends the service")

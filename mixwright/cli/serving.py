@@ -18,4 +18,4 @@ def serve(
     from mixwright.service.server import serve as serve_forever
 
     settings, _ = open_store(home)
-    serve_forever(settings, host, port)
+    serve_forever(settings, host, port, lambda address: typer.echo(f"mixwright serves on {address}"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 from collections.abc import Callable
 
@@ -13,16 +12,14 @@ from mixwright.config import Settings, configure_logging
 from mixwright.errors import ConfigError
 from mixwright.service.app import create_app
 
-_log = logging.getLogger(__name__)
-
 _SHUTDOWN_SECONDS = 3
 """What open streams get to end by themselves when the service stops."""
 
 
-def serve(settings: Settings, host: str, port: int, announce: Callable[[str], None] | None = None) -> None:
+def serve(settings: Settings, host: str, port: int, announce: Callable[[str], None]) -> None:
     """Serve the catalog and run its jobs until SIGINT or SIGTERM; port 0 takes a free one.
 
-    ``announce`` gets the address once requests are answered; by default it goes to the log. Raises ConfigError
+    ``announce`` gets the address once requests are answered. Raises ConfigError
     if the address cannot be had or the database not be opened.
     """
     configure_logging(settings)
@@ -39,7 +36,7 @@ def serve(settings: Settings, host: str, port: int, announce: Callable[[str], No
         timeout_graceful_shutdown=_SHUTDOWN_SECONDS,
         ws="none",
     )
-    server = _Server(config, lambda: (announce or _to_log)(address))
+    server = _Server(config, lambda: announce(address))
     try:
         server.run(sockets=[listener])
     finally:
@@ -57,10 +54,6 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._on_ready()
-
-
-def _to_log(address: str) -> None:
-    _log.warning("mixwright serves on %s", address)
 
 
 def _listen(host: str, port: int) -> socket.socket:
