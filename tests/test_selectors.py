@@ -162,6 +162,12 @@ def test_unknown_parameters_are_refused(kind: str) -> None:
         SELECTOR_ADAPTER.validate_python({"kind": kind, "sede": 3})
 
 
+@pytest.mark.parametrize("seed", [False, "3", 1.0, -1])
+def test_a_seed_is_a_whole_number(seed: object) -> None:
+    with pytest.raises(ValidationError, match="seed"):
+        SELECTOR_ADAPTER.validate_python({"kind": "random", "seed": seed})
+
+
 def test_an_empty_pool_is_an_error() -> None:
     with pytest.raises(DataError, match="pool is empty"):
         Pool.from_tables({})

@@ -23,7 +23,7 @@ from mixwright.selectors.pool import Pool
 
 FloatArray = npt.NDArray[np.float64]
 
-Seed = Annotated[int, Field(ge=0, lt=2**63, description="which documents and which order")]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63, description="which documents and which order")]
 MaxEpochs = Annotated[float, Field(gt=0, description="passes over a source, at most; the rest is shared")]
 TemperatureValue = Annotated[float, Field(gt=0, description="τ: 1 is proportional, large is uniform")]
 
