@@ -34,7 +34,7 @@ class Corpus:
     def __init__(self, manifest: CorpusManifest, directory: Path, cache: Path) -> None:
         self.manifest = manifest
         self.directory = directory
-        self._cache = cache / "rows" / manifest.fingerprint
+        self._cache = cache / "rows"
         self._tables: dict[int, pa.Table] = {}
 
     @classmethod
@@ -94,12 +94,18 @@ class Corpus:
     def _table(self, shard: int) -> pa.Table:
         """A shard as one memory-mapped Arrow batch."""
         if shard not in self._tables:
-            path = self._cache / f"{self.shards[shard].stem}.arrow"
+            # By the shard's checksum: two corpora of one fingerprint may be cut into different shards.
+            path = self._cache / f"{self.manifest.shards[shard].sha256}.arrow"
             if not path.exists():
                 _write_arrow(pq.read_table(self.shards[shard]), path)
             # Kept open for the life of this object; a mapped file costs address space, not memory.
             self._tables[shard] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         return self._tables[shard]
+
+
+def id_bits() -> pl.Expr:
+    """The first 64 bits of a document's id: what selections and schedules are keyed by."""
+    return pl.col("id").str.head(16).str.to_integer(base=16, dtype=pl.UInt64)
 
 
 def field_expression(field: str) -> pl.Expr:

@@ -198,3 +198,19 @@ def test_a_row_is_found_through_many_shards(store: Store) -> None:
     assert corpus.take(wanted).to_pylist() == everything[wanted].to_dicts()
     assert corpus.rows(495, 100).num_rows == 5
     assert len(list(Path(store.home / "cache").rglob("*.arrow"))) == 8
+
+
+def test_the_same_rows_in_other_shards_are_not_mixed_up(store: Store, publish_corpus: PublishCorpus) -> None:
+    from mixwright.corpora import Corpus
+
+    table = TABLES["a"]
+    first, second = (publish_corpus(name, table, shard_rows=n) for name, n in (("few", 11), ("many", 100)))
+    assert first.fingerprint == second.fingerprint
+    for name in ("few", "many"):
+        assert Corpus.open(store, name).rows(0, table.num_rows).to_pylist() == table.to_pylist()
+
+
+@pytest.mark.parametrize("wrong", [{"window": 0}, {"bos": -1}, {"eos": 2**31}])
+def test_token_settings_out_of_range_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="out of range"):
+        Tokenization("bytes", **wrong)

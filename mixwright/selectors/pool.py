@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from mixwright.corpora import Corpus, field_expression
+from mixwright.corpora import Corpus, field_expression, id_bits
 from mixwright.errors import ConfigError, DataError
 from mixwright.fingerprint import fingerprint
 from mixwright.schemas.manifests import ArtifactInput
@@ -39,8 +39,7 @@ class Source:
     @cached_property
     def ids(self) -> UInt64Array:
         """The first 64 bits of each document's id, shape (n,): what selections are keyed by."""
-        leading = pl.col("id").str.head(16).str.to_integer(base=16, dtype=pl.UInt64)
-        return self.frame.select(leading).collect().to_series().to_numpy()
+        return self.frame.select(id_bits()).collect().to_series().to_numpy()
 
     def fields(self, names: Sequence[str]) -> pl.DataFrame:
         """Document fields (columns or metadata keys) as strings, one row a document, in row order."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from mixwright.corpora import Corpus
+from mixwright.corpora import Corpus, id_bits
 from mixwright.errors import AlignmentError, ConfigError, DataError
 from mixwright.schemas.manifests import MixtureManifest
 from mixwright.schemas.mixtures import MixtureComponent, Stage
@@ -53,12 +53,33 @@ _MAX_SPAN = 1 << 20
 
 @dataclass(frozen=True)
 class Tokenization:
-    """How rows are tokenized: adds ``input_ids`` and ``loss_mask`` (see ``tokenize_tagged``)."""
+    """How rows are tokenized: adds ``input_ids`` and ``loss_mask`` (see ``tokenize_tagged``).
+
+    Raises ConfigError for a token id that is no 32-bit number and for a window without a token.
+    """
 
     tokenizer: str
     bos: int | None = None
     eos: int | None = None
     window: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("bos", 0), ("eos", 0), ("window", 1)):
+            value = getattr(self, name)
+            if value is not None and not least <= value < 2**31:
+                raise ConfigError(f"{name} {value} is out of range: give a number from {least} to 2147483647")
+
+    @classmethod
+    def of(
+        cls, tokenizer: str | None, bos: int | None, eos: int | None, window: int | None
+    ) -> Tokenization | None:
+        """None without a tokenizer; raises ConfigError for the other settings without one."""
+        if tokenizer is not None:
+            return cls(tokenizer, bos, eos, window)
+        for name, value in (("bos", bos), ("eos", eos), ("window", window)):
+            if value is not None:
+                raise ConfigError(f"{name} is about tokens: name a tokenizer too, or leave {name} out")
+        return None
 
 
 class MixtureStream:
@@ -173,8 +194,7 @@ class MixtureStream:
         if plan is None or not stage.tagged:
             return pl.repeat("", documents.num_rows, dtype=pl.String, eager=True)
         frame = pl.DataFrame(pl.from_arrow(documents)).lazy()
-        leading = pl.col("id").str.head(16).str.to_integer(base=16, dtype=pl.UInt64)
-        ids = frame.select(leading).collect().to_series().to_numpy()
+        ids = frame.select(id_bits()).collect().to_series().to_numpy()
         values = field_values(frame, template_fields(plan.template))
         return tag_rows(plan, values, self._kept, ids, epochs, self.manifest.seed)
 
