@@ -148,6 +148,8 @@ def test_catalog_and_lineage(home: Path) -> None:
         (["mixture", "show", "nothing"], "no mixture nothing: there are first"),
         (["mixture", "rows", "first", "--rank", "3", "--world-size", "3"], "rank 3 of world size 3"),
         (["mixture", "rows", "a/b"], "is not a reference"),
+        (["mixture", "rows", "first", "--bos", "1"], "name a tokenizer too"),
+        (["mixture", "rows", "first", "--tokenizer", "bytes", "--window", "0"], "window 0 is out of range"),
         (["ingest", "missing.jsonl", "--name", "x"], "missing.jsonl"),
         (["select", "uniform", "--source", "news", "--name", "x"], "tokens or documents"),
         (

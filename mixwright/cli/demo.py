@@ -67,18 +67,18 @@ def _embed_and_index(settings: Settings, store: Store, corpora: list[str]) -> li
     from mixwright.jobs.index import run_index
 
     requests = [EmbedRequest(corpus=corpus, workers=settings.workers) for corpus in corpora]
-    with _ray_for_all(store):
+    with _ray_for_all(store, corpora):
         for request in requests:
             run(settings, store, run_embed, request)
     return [run(settings, store, run_index, IndexRequest(corpus=corpus)) for corpus in corpora]
 
 
-def _ray_for_all(store: Store) -> AbstractContextManager[None]:
+def _ray_for_all(store: Store, corpora: list[str]) -> AbstractContextManager[None]:
     """One Ray for all corpora, or none at all where an earlier run has embedded them."""
     from mixwright.jobs.ray_pool import ray_session
 
     embedded = {each.corpus for each in store.manifests("embeddings") if isinstance(each, EmbeddingsManifest)}
-    return nullcontext() if len(embedded) >= len(DEMO_CORPORA) else ray_session()
+    return nullcontext() if embedded.issuperset(corpora) else ray_session()
 
 
 def _select(settings: Settings, store: Store, corpora: list[CorpusManifest]) -> list[MixtureManifest]:

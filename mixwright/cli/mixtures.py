@@ -23,12 +23,6 @@ Eos = Annotated[int | None, typer.Option(help="Token id behind each row, with --
 Window = Annotated[int | None, typer.Option(help="Text tokens a training window, where tags repeat on each.")]
 
 
-def _tokenization(
-    tokenizer: str | None, bos: int | None, eos: int | None, window: int | None
-) -> Tokenization | None:
-    return Tokenization(tokenizer, bos, eos, window) if tokenizer else None
-
-
 @mixture_app.command("list")
 def list_mixtures(home: Home = None, json: Json = False) -> None:
     """List the mixtures."""
@@ -68,7 +62,7 @@ def print_rows(
 ) -> None:
     """Print the rows of a mixture, one JSON object a line."""
     _, store = open_store(home)
-    tokenization = _tokenization(tokenizer, bos, eos, window)
+    tokenization = Tokenization.of(tokenizer, bos, eos, window)
     for table in MixtureStream.open(store, name).read(start, count, rank, world_size, tokenization):
         sys.stdout.buffer.write(to_ndjson(table))
         sys.stdout.buffer.flush()
@@ -91,7 +85,7 @@ def materialize(
     _, store = open_store(home)
     with progress_on_stderr(for_a_program=json) as progress:
         files = materialize_mixture(
-            MixtureStream.open(store, name), out, _tokenization(tokenizer, bos, eos, window), progress
+            MixtureStream.open(store, name), out, Tokenization.of(tokenizer, bos, eos, window), progress
         )
     if json:
         print_json({"out": str(out), "files": [each.model_dump() for each in files]})

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixwright.errors import DataError
 from mixwright.fingerprint import fingerprint
 from mixwright.progress import Progress
 from mixwright.schemas.manifests import FileEntry, MixtureManifest
@@ -31,9 +30,7 @@ def run_select(store: Store, request: SelectRequest, progress: Progress) -> Mixt
     parameters: dict[str, Any] = {"selector": asdict(request.selector), "budget": request.budget.as_dict()}
     identity = fingerprint("mixture", [each.fingerprint for each in pool.inputs], parameters)
     existing = store.existing("mixture", reference, identity)
-    if existing is not None:
-        if not isinstance(existing, MixtureManifest):
-            raise DataError(f"the manifest of mixture {reference} is not a mixture's: remove the folder")
+    if isinstance(existing, MixtureManifest):
         return existing
     progress.start(f"select {request.name}", total=1, unit="mixtures")
     mixture = request.selector.select(pool, request.budget)

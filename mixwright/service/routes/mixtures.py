@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
-from mixwright.errors import ConfigError
 from mixwright.jobs.pages import Page
 from mixwright.schemas.catalog import ArtifactSummary, Lineage, MixtureDetail
 from mixwright.schemas.references import ReferenceText
@@ -77,13 +76,8 @@ class RowsQuery:
     ] = None
 
     def tokenization(self) -> Tokenization | None:
-        """Raises ConfigError for token settings without a tokenizer."""
-        if self.tokenizer is not None:
-            return Tokenization(self.tokenizer, self.bos, self.eos, self.window)
-        for name in ("bos", "eos", "window"):
-            if getattr(self, name) is not None:
-                raise ConfigError(f"{name} is about tokens: name a tokenizer too, or leave {name} out")
-        return None
+        """Raises ConfigError for token settings without a tokenizer, or out of range."""
+        return Tokenization.of(self.tokenizer, self.bos, self.eos, self.window)
 
 
 _EXAMPLE = (
