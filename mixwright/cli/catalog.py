@@ -53,10 +53,9 @@ def lineage(ref: Ref, home: Home = None, json: Json = False) -> None:
 @catalog_app.command()
 def rebuild(home: Home = None, json: Json = False) -> None:
     """Make the catalog's database anew from the manifests."""
-    settings, store = open_store(home)
+    settings, _ = open_store(home)
     with open_catalog(settings) as catalog:
-        catalog.rebuild()
-    count = sum(1 for _ in store.manifests())
+        count = catalog.rebuild()
     if json:
         print_json({"artifacts": count})
         return
