@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -24,6 +25,7 @@ from mixwright.errors import DataError
 from mixwright.schemas.documents import DOCUMENT_COLUMNS
 from mixwright.schemas.manifests import CorpusManifest
 from mixwright.store import Store
+from mixwright.templates import fill_templates, template_fields
 
 Int64Array = npt.NDArray[np.int64]
 
@@ -63,6 +65,12 @@ class Corpus:
         """All rows in row order, lazily."""
         return pl.scan_parquet(self.shards)
 
+    @cached_property
+    def metadata_fields(self) -> list[str]:
+        """The keys of the documents' metadata, as the first shard has them, sorted."""
+        metadata = pq.read_table(self.shards[0], columns=["metadata"])["metadata"].to_pylist()
+        return sorted({key for each in metadata for key in msgspec.json.decode(each, type=dict[str, msgspec.Raw])})
+
     def rows(self, offset: int, length: int) -> pa.Table:
         """Rows ``offset … offset + length - 1`` in row order (fewer at the end)."""
         stop = min(offset + max(length, 0), len(self))
@@ -101,6 +109,13 @@ class Corpus:
             # Kept open for the life of this object; a mapped file costs address space, not memory.
             self._tables[shard] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         return self._tables[shard]
+
+
+def template_texts(frame: pl.LazyFrame, template: str) -> list[str]:
+    """What a template makes of each document row of ``frame``; "" where its fields are missing or blank."""
+    names = template_fields(template)
+    values = frame.select([field_expression(name).alias(name) for name in names]).collect()
+    return [text or "" for text in fill_templates(template, values)]
 
 
 def id_bits() -> pl.Expr:

@@ -30,6 +30,7 @@ from mixwright.schemas.references import KINDS, Kind, Reference, parse_reference
 
 _FOLDERS: dict[Kind, str] = {
     "corpus": "corpora",
+    "attributes": "attributes",
     "embeddings": "embeddings",
     "index": "indexes",
     "mixture": "mixtures",

@@ -111,6 +111,21 @@ def embed(store: Store, **fields: Any) -> Any:
 
 
 @pytest.mark.usefixtures("ray")
+def test_a_template_says_what_is_embedded(store: Store, publish_corpus: Any) -> None:
+    asked = ["river stone", "", "lamp"]
+    metadata = [json.dumps({"instruction": each, "output": "winter"}) for each in asked]
+    publish_corpus("wiki", document_table(texts_of(3), metadata=metadata))
+    manifest = embed(store, template="ask {instruction}")
+    embeddings = Embeddings.open(store, manifest.ref)
+    expected = load_encoder(ENCODER).encode(["ask river stone", "", "ask lamp"])
+    np.testing.assert_array_equal(embeddings.matrix(), expected)
+    assert manifest.template == "ask {instruction}"
+    assert embed(store).fingerprint != manifest.fingerprint
+    with pytest.raises(ConfigError, match=r"have no field 'instrucion': name one of domain, id, instruction"):
+        embed(store, template="{instrucion}")
+
+
+@pytest.mark.usefixtures("ray")
 def test_the_vectors_are_the_encoders_own_in_the_corpuss_order(store: Store, publish_corpus: Any) -> None:
     texts = texts_of(205)
     corpus = publish_corpus("wiki", document_table(texts), shard_rows=50)

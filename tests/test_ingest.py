@@ -232,6 +232,22 @@ def test_other_fields_and_a_constant_source(store: Store, tmp_path: Path) -> Non
     assert found["metadata"] == {"text": "a summary", "url": "kept"}
 
 
+def test_a_template_makes_the_text_of_several_fields(store: Store, tmp_path: Path) -> None:
+    lines = [
+        {"instruction": "Add.", "input": "2 and 2", "output": 4, "url": "https://a.example/"},
+        {"instruction": "Say hello.", "input": " ", "output": "Hello."},
+        {"instruction": "", "other": "x"},
+    ]
+    path = json_lines(tmp_path / "a.jsonl", lines)
+    template = "Q: {instruction}\n{input}\n\nA: {output}"
+    manifest = ingest(store, path, text_template=template)
+    assert texts_of(store, manifest) == ["Q: Add.\n2 and 2\n\nA: 4", "Q: Say hello.\n\nA: Hello."]
+    assert rows_of(store, manifest)[0]["metadata"] == {"instruction": "Add.", "input": "2 and 2", "output": 4}
+    (bad,) = quarantined(store, manifest)
+    assert bad["line"] == 3
+    assert "instruction, input, output) has a text" in bad["reason"]
+
+
 def test_csv_parquet_and_text(store: Store, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text,n,url\n"one\ntwo",1,https://a.example/\n')
     pq.write_table(pa.table({"text": ["three"], "n": [1], "blob": [b"\xff"]}), tmp_path / "b.parquet")
@@ -507,6 +523,7 @@ def test_the_same_files_and_parameters_are_found_published(store: Store, tmp_pat
     "change",
     [
         {"text_field": "body"},
+        {"text_template": "{text} {body}"},
         {"url_field": "link"},
         {"domain_field": "topic"},
         {"domain": "law"},

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from mixwright.cli.common import Home, Json, build, open_store, run, summary
+from mixwright.cli.common import Home, Json, build, open_store, run, summary, unescaped
 from mixwright.cli.output import print_json
 from mixwright.schemas.defaults import DEFAULT_ENCODER, DEFAULT_TOKENIZER
 from mixwright.schemas.requests import EmbedRequest, IndexKind, IndexRequest, IngestRequest, InputFormat
@@ -19,6 +19,10 @@ def ingest(
     name: Annotated[str, typer.Option(help="Name of the corpus, or name@version.")],
     format: Annotated[InputFormat, typer.Option(help="auto goes by the file's suffix.")] = "auto",
     text_field: Annotated[str, typer.Option(help="Field or column of the text.")] = "text",
+    text_template: Annotated[
+        str | None,
+        typer.Option(help="Text of several fields, '{instruction}\\n{output}' say; not with --text-field."),
+    ] = None,
     url_field: Annotated[str, typer.Option(help="Field or column of the URL.")] = "url",
     domain_field: Annotated[str | None, typer.Option(help="Field of the domain; default: the URL's host.")] = None,
     domain: Annotated[str | None, typer.Option(help="Domain of every document.")] = None,
@@ -46,6 +50,7 @@ def ingest(
         paths=paths,
         format=format,
         text_field=text_field,
+        text_template=unescaped(text_template),
         url_field=url_field,
         domain_field=domain_field,
         domain=domain,
@@ -70,6 +75,7 @@ def ingest(
 def embed(
     corpus: Annotated[str, typer.Argument(help="Corpus, name or name@version.")],
     encoder: Annotated[str, typer.Option(help="Name, hub id or local folder of the encoder.")] = DEFAULT_ENCODER,
+    template: Annotated[str, typer.Option(help="What is embedded, with {field} placeholders.")] = "{text}",
     name: Name = None,
     dtype: Annotated[Literal["float32", "float16"], typer.Option(help="Of the stored vectors.")] = "float32",
     device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the encoder runs.")] = "auto",
@@ -88,6 +94,7 @@ def embed(
         EmbedRequest,
         corpus=corpus,
         encoder=encoder,
+        template=unescaped(template),
         name=name,
         dtype=dtype,
         device=device,
@@ -96,7 +103,7 @@ def embed(
     )
     manifest = run(settings, store, run_embed, request, json=json)
     if json:
-        print_json(summary(manifest, "corpus", "encoder", "n_rows", "n_truncated", "dim", "dtype"))
+        print_json(summary(manifest, "corpus", "encoder", "template", "n_rows", "n_truncated", "dim", "dtype"))
         return
     typer.echo(f"{manifest.ref}: {manifest.n_rows:,} vectors of {manifest.dim} dimensions")
 

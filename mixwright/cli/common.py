@@ -63,6 +63,14 @@ def validate(adapter: TypeAdapter[_ModelT], value: dict[str, Any]) -> _ModelT:
         raise ConfigError(f"{flag}: {message}") from error
 
 
+_ValueT = TypeVar("_ValueT")
+
+
+def unescaped(value: _ValueT) -> _ValueT | str:
+    """A shell passes ``\\n`` as two characters; in a template it means a line break."""
+    return value.replace("\\n", "\n").replace("\\t", "\t") if isinstance(value, str) else value
+
+
 def run(
     settings: Settings,
     store: Store,

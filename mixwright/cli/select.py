@@ -11,7 +11,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 from pydantic.fields import FieldInfo
 
-from mixwright.cli.common import Home, Json, build, open_store, run, summary
+from mixwright.cli.common import Home, Json, build, open_store, run, summary, unescaped
 from mixwright.cli.output import print_json, print_table
 from mixwright.schemas.manifests import MixtureManifest
 from mixwright.selectors.registry import SELECTORS
@@ -49,7 +49,7 @@ def _command(kind: str, selector: type[Any]) -> Callable[..., None]:
     }
 
     def command(**flags: Any) -> None:
-        parameters = {name: _unescaped(flags[name]) for name in own}
+        parameters = {name: unescaped(flags[name]) for name in own}
         _select(kind, parameters, **{name: flags[name] for name in _SHARED})
 
     parameters = [
@@ -65,11 +65,6 @@ def _command(kind: str, selector: type[Any]) -> Callable[..., None]:
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = (selector.__doc__ or "").split("\n\n")[0]
     return command
-
-
-def _unescaped(value: Any) -> Any:
-    """A shell passes ``\\n`` as two characters; in a template it means a line break."""
-    return value.replace("\\n", "\n").replace("\\t", "\t") if isinstance(value, str) else value
 
 
 def _select(

@@ -12,6 +12,7 @@ import pyarrow as pa
 from mixwright.hosts import host_of, without_userinfo
 from mixwright.schemas.documents import DOCUMENT_SCHEMA, ID_LENGTH
 from mixwright.schemas.requests import IngestRequest
+from mixwright.templates import fill_template, template_fields
 
 UNCOUNTED_SCHEMA = DOCUMENT_SCHEMA.remove(DOCUMENT_SCHEMA.get_field_index("n_tokens"))
 """A document before its tokens are counted."""
@@ -27,6 +28,7 @@ class FieldMapping:
     """Which field of a row becomes which column."""
 
     text_field: str
+    text_template: str | None
     url_field: str
     domain_field: str | None
     domain: str | None
@@ -34,9 +36,15 @@ class FieldMapping:
 
     @classmethod
     def of(cls, request: IngestRequest, corpus_name: str) -> FieldMapping:
-        """The mapping that a request asks for; ``source`` is the corpus's name unless it says otherwise."""
+        """The mapping that a request asks for; ``source`` is the corpus's name unless it says otherwise.
+
+        Raises ConfigError for a malformed template.
+        """
+        if request.text_template is not None:
+            template_fields(request.text_template)
         return cls(
             text_field=request.text_field,
+            text_template=request.text_template,
             url_field=request.url_field,
             domain_field=request.domain_field,
             domain=normal_domain(request.domain),
@@ -66,7 +74,12 @@ class DocumentBlock:
     def add(self, fields: dict[str, Any]) -> str | None:
         """Add a row; returns why it is no document instead, and then leaves ``fields`` as they are."""
         mapping = self._mapping
-        text = fields.get(mapping.text_field)
+        if mapping.text_template is not None:
+            text = _filled(mapping.text_template, fields)
+            if text is None:
+                return _no_text_of_template(fields, mapping.text_template)
+        else:
+            text = fields.get(mapping.text_field)
         if not isinstance(text, str):
             return _no_text(fields, mapping.text_field)
         if not text or text.isspace():
@@ -78,7 +91,9 @@ class DocumentBlock:
         value = fields.get(mapping.url_field)
         url = (without_userinfo(value) or None) if isinstance(value, str) else None
         # A URL that is no string has no column: it stays where it can be seen.
-        used = (mapping.text_field,) if url is None and value else (mapping.text_field, mapping.url_field)
+        used = {mapping.url_field} if url is not None or not value else set()
+        if mapping.text_template is None:
+            used.add(mapping.text_field)
         metadata = _encode({name: each for name, each in fields.items() if name not in used}).decode()
         identifier = hashlib.sha256(data).hexdigest()[:ID_LENGTH]
         self._rows.append((identifier, text, mapping.source, self._domain(fields, url), url, metadata))
@@ -117,10 +132,28 @@ def normal_domain(value: Any) -> str | None:
     return value or None
 
 
+def _filled(template: str, fields: dict[str, Any]) -> str | None:
+    """The text a template makes of a row; numbers as they are written, None if every field is missing."""
+    values = {
+        name: value if isinstance(value, str) else _encode(value).decode()
+        for name in template_fields(template)
+        if (value := fields.get(name)) is not None
+    }
+    return fill_template(template, values)
+
+
+def _no_text_of_template(fields: dict[str, Any], template: str) -> str:
+    names = ", ".join(template_fields(template))
+    return f"none of the template's fields ({names}) has a text (its fields: {_shown(fields)})"
+
+
 def _no_text(fields: dict[str, Any], text_field: str) -> str:
     if text_field in fields:
         value = fields[text_field]
         return f"the text is {'null' if value is None else f'of type {type(value).__name__}'}, not a string"
+    return f"no field {text_field!r} (its fields: {_shown(fields)})"
+
+
+def _shown(fields: dict[str, Any]) -> str:
     names = list(fields)
-    shown = ", ".join(names[:_SHOWN_FIELDS]) + (" …" if len(names) > _SHOWN_FIELDS else "")
-    return f"no field {text_field!r} (its fields: {shown or 'none'})"
+    return (", ".join(names[:_SHOWN_FIELDS]) + (" …" if len(names) > _SHOWN_FIELDS else "")) or "none"

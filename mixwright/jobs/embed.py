@@ -16,19 +16,21 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import pyarrow.parquet as pq
+import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mixwright.corpora import Corpus
+from mixwright.corpora import Corpus, template_texts
 from mixwright.errors import ConfigError, DataError
 from mixwright.fingerprint import file_sha256, fingerprint
 from mixwright.indexes.encoders import EncoderSource, LoadedEncoder, find_encoder, load_encoder
 from mixwright.jobs.ray_pool import cpu_count, ray_session, run_on_pool
 from mixwright.progress import Progress
+from mixwright.schemas.documents import DOCUMENT_COLUMNS
 from mixwright.schemas.manifests import ArtifactInput, EmbeddingsManifest, FileEntry
 from mixwright.schemas.references import parse_reference
 from mixwright.schemas.requests import EmbedRequest
 from mixwright.store import Staging, Store, software_versions
+from mixwright.templates import template_fields
 
 _REPORT_SECONDS = 0.2
 _LONGEST_NAME = 128
@@ -56,13 +58,19 @@ def run_embed(store: Store, request: EmbedRequest, progress: Progress) -> Embedd
     ConflictError if another process is embedding the same, JobError for a shard whose workers keep dying.
     """
     corpus = Corpus.open(store, request.corpus)
+    _check_template(corpus, request.template)
     if len(corpus) == 0:
         raise DataError(f"corpus {corpus.manifest.ref} has no documents: ingest some")
     source = find_encoder(request.encoder)
     reference = parse_reference(request.name or default_name(corpus.manifest.name, source))
     # The revision stands for the encoder's files, and so for dim and max_tokens too; that keeps this line,
     # and a second run of a job, free of torch.
-    parameters = {"encoder_revision": source.revision, "dtype": request.dtype, "normalized": True}
+    parameters = {
+        "encoder_revision": source.revision,
+        "template": request.template,
+        "dtype": request.dtype,
+        "normalized": True,
+    }
     identity = fingerprint("embeddings", [corpus.manifest.fingerprint], parameters)
     existing = store.existing("embeddings", reference, identity)
     if isinstance(existing, EmbeddingsManifest):
@@ -73,6 +81,15 @@ def run_embed(store: Store, request: EmbedRequest, progress: Progress) -> Embedd
         for warning in draft.warnings:
             progress.note(f"warning: {warning}")
         return store.publish(staging, draft)
+
+
+def _check_template(corpus: Corpus, template: str) -> None:
+    known = {*DOCUMENT_COLUMNS, *corpus.metadata_fields} if len(corpus) else set()
+    if unknown := [name for name in template_fields(template) if known and name not in known]:
+        raise ConfigError(
+            f"template {template!r}: documents of {corpus.manifest.ref} have no field {unknown[0]!r}: name one of "
+            f"{', '.join(sorted(known))}"
+        )
 
 
 def default_name(corpus: str, source: EncoderSource) -> str:
@@ -110,7 +127,15 @@ def _embed_missing(
 ) -> None:
     size, device, resources = _placement(request, len(missing))
     folder = corpus.shards[0].parent.resolve()
-    arguments = (folder, staging.resolve(), source, device, request.dtype, request.batch_tokens)
+    arguments = (
+        folder,
+        staging.resolve(),
+        source,
+        request.template,
+        device,
+        request.dtype,
+        request.batch_tokens,
+    )
 
     def create() -> Any:
         import ray
@@ -150,11 +175,19 @@ class EmbedWorker:
     """A Ray actor that embeds one shard after the other with one encoder in memory."""
 
     def __init__(
-        self, corpus: Path, staging: Path, source: EncoderSource, device: str, dtype: str, batch_tokens: int | None
+        self,
+        corpus: Path,
+        staging: Path,
+        source: EncoderSource,
+        template: str,
+        device: str,
+        dtype: str,
+        batch_tokens: int | None,
     ) -> None:
         self._corpus = corpus
         self._staging = staging
         self._source = source
+        self._template = template
         self._device = device
         self._dtype = dtype
         self._batch_tokens = batch_tokens
@@ -166,7 +199,7 @@ class EmbedWorker:
     def run(self, shard: str) -> Iterator[int]:
         """Embed one shard; yields the number of its rows done, a few times a second, and at the end."""
         encoder = self._load()
-        texts = pq.read_table(self._corpus / f"{shard}.parquet", columns=["text"])["text"].to_pylist()
+        texts = template_texts(pl.scan_parquet(self._corpus / f"{shard}.parquet"), self._template)
         vectors = np.empty((len(texts), encoder.dim), dtype=self._dtype)
         n_truncated, done, reported = 0, 0, time.monotonic()
         for batch in encoder.encode_batches(texts, self._batch_tokens):
@@ -271,6 +304,7 @@ def _manifest(
         corpus=corpus.manifest.ref,
         encoder=source.name,
         encoder_revision=source.revision,
+        template=str(parameters["template"]),
         max_tokens=any_mark.max_tokens,
         n_rows=len(corpus),
         n_truncated=n_truncated,

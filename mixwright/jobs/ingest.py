@@ -164,6 +164,7 @@ def _parameters(
     return {
         "formats": [file.format for file in files],
         "text_field": mapping.text_field,
+        "text_template": mapping.text_template,
         "url_field": mapping.url_field,
         "domain_field": mapping.domain_field,
         "domain": mapping.domain,

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from mixwright.schemas.manifests import (
+    AttributesManifest,
     CorpusManifest,
     EmbeddingsManifest,
     IndexManifest,
@@ -57,6 +58,10 @@ class ManifestDetail(Manifest):
 
 class CorpusDetail(ManifestDetail, CorpusManifest):
     """The manifest of a corpus."""
+
+
+class AttributesDetail(ManifestDetail, AttributesManifest):
+    """The manifest of attributes."""
 
 
 class EmbeddingsDetail(ManifestDetail, EmbeddingsManifest):

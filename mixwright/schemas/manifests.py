@@ -72,6 +72,24 @@ class CorpusManifest(Manifest):
         return [entry for entry in self.files if entry.path.endswith(".parquet")]
 
 
+class AttributeColumn(_Model):
+    """One column of attributes."""
+
+    name: str
+    dtype: str = Field(description="Arrow type of the values; null where a document has none")
+    description: str
+
+
+class AttributesManifest(Manifest):
+    """Extra columns of a corpus, aligned row by row. ``files`` are Parquet shards, one for each of the corpus."""
+
+    kind: Literal["attributes"] = "attributes"
+    corpus: str = Field(description="ref of the corpus")
+    n_rows: int
+    columns: list[AttributeColumn]
+    counts: dict[str, int] = Field(default={}, description="documents by how the job dealt with them")
+
+
 class EmbeddingsManifest(Manifest):
     """Embeddings (n_rows, dim) of a corpus. ``files`` are .npy shards, one for each shard of the corpus."""
 
@@ -79,6 +97,7 @@ class EmbeddingsManifest(Manifest):
     corpus: str = Field(description="ref of the corpus")
     encoder: str
     encoder_revision: str = Field(description="fingerprint of the encoder's files, or its hub revision")
+    template: str = Field(default="{text}", description="what was embedded, with {field} placeholders")
     max_tokens: int | None = Field(description="the encoder reads no further than this; None: no limit")
     n_rows: int
     n_truncated: int = Field(description="documents longer than the encoder's limit, embedded by their start")
@@ -137,7 +156,8 @@ class MixtureManifest(Manifest):
 
 
 AnyManifest = Annotated[
-    CorpusManifest | EmbeddingsManifest | IndexManifest | MixtureManifest, Field(discriminator="kind")
+    CorpusManifest | AttributesManifest | EmbeddingsManifest | IndexManifest | MixtureManifest,
+    Field(discriminator="kind"),
 ]
 MANIFEST_ADAPTER: TypeAdapter[AnyManifest] = TypeAdapter(AnyManifest)
 """Reads a manifest of any kind: ``MANIFEST_ADAPTER.validate_json(data)``."""

@@ -29,6 +29,10 @@ class IngestRequest(_Request):
     paths: list[str] = Field(min_length=1, description="files, folders, globs or fsspec URLs")
     format: InputFormat = Field(default="auto", description="auto: by the file name's suffix")
     text_field: FieldName = Field(default="text", description="field or column that holds the text")
+    text_template: str | None = Field(
+        default=None,
+        description="text made of several fields: {instruction}\\n{output}, say; instead of text_field",
+    )
     url_field: FieldName = Field(default="url", description="field or column that holds the URL")
     domain_field: FieldName | None = Field(default=None, description="field that holds the domain")
     domain: str | None = Field(default=None, min_length=1, description="constant domain of every document")
@@ -46,6 +50,8 @@ class IngestRequest(_Request):
     def _one_domain(self) -> Self:
         if self.domain is not None and self.domain_field is not None:
             raise ValueError("domain and domain_field exclude each other: give one of the two")
+        if self.text_template is not None and self.text_field != "text":
+            raise ValueError("text_template and text_field exclude each other: give one of the two")
         return self
 
 
@@ -55,6 +61,7 @@ class EmbedRequest(_Request):
     kind: Literal["embed"] = "embed"
     corpus: ReferenceText
     encoder: str = Field(default=DEFAULT_ENCODER, description="name, hub id or local folder of the encoder")
+    template: str = Field(default="{text}", description="what is embedded, with {field} placeholders")
     name: ReferenceText | None = Field(default=None, description="default: CORPUS.ENCODER")
     dtype: Literal["float32", "float16"] = Field(default="float32", description="of the stored vectors")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="resource")

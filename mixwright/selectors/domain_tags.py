@@ -29,7 +29,8 @@ from mixwright.selectors.baselines import (
 )
 from mixwright.selectors.mixture import Mixture, mix, split_stages
 from mixwright.selectors.pool import Pool, Source
-from mixwright.selectors.tags import field_values, render, template_fields
+from mixwright.selectors.tags import field_values, render
+from mixwright.templates import template_fields
 
 Int64Array = npt.NDArray[np.int64]
 Preset = Literal["meco", "physics", "boc", "ctrl"]

@@ -21,8 +21,9 @@ from mixwright.schemas.manifests import MixtureManifest
 from mixwright.schemas.mixtures import MixtureComponent, Stage
 from mixwright.selectors.mixture import Selection
 from mixwright.selectors.ordering import interleave
-from mixwright.selectors.tags import field_values, tag_rows, template_fields, tokenize_tagged
+from mixwright.selectors.tags import field_values, tag_rows, tokenize_tagged
 from mixwright.store import Store
+from mixwright.templates import template_fields
 from mixwright.tokenization import load_tokenizer
 
 Int64Array = npt.NDArray[np.int64]

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import string
 from collections.abc import Callable, Sequence
-from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +20,7 @@ from mixwright.errors import ConfigError
 from mixwright.hosts import registered_domain_of, suffix_of
 from mixwright.schemas.mixtures import TagPlan
 from mixwright.selectors.ordering import keyed_hash
+from mixwright.templates import template_fields, template_parts
 from mixwright.tokenization import Tokenizer
 
 BoolArray = npt.NDArray[np.bool_]
@@ -40,28 +39,6 @@ DERIVED_FIELDS: dict[str, Callable[[str | None], str | None]] = {
     "domain_hash": _hashed,
 }
 """Placeholders computed from the document's domain: ``bbc.co.uk``, ``co.uk``, and 12 hexadecimal digits."""
-
-
-@cache
-def template_fields(template: str) -> tuple[str, ...]:
-    """The fields a template names, each once, in order.
-
-    Raises ConfigError for unbalanced braces, an empty or numbered placeholder, or a format specification.
-    """
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ConfigError(f"template {template!r}: {error}; write {{field}}, or {{{{ for a brace") from error
-    names = []
-    for _, name, spec, conversion in parsed:
-        if name is None:
-            continue
-        if not name or name.isdigit() or spec or conversion:
-            raise ConfigError(f"template {template!r}: a placeholder is a field's name alone, {{domain}} say")
-        names.append(name)
-    if not names:
-        raise ConfigError(f"template {template!r} names no field: write one, {{domain}} say")
-    return tuple(dict.fromkeys(names))
 
 
 def field_values(frame: pl.LazyFrame, names: Sequence[str]) -> pl.DataFrame:
@@ -98,7 +75,7 @@ def render(plan: TagPlan, values: pl.DataFrame, kept: pl.DataFrame | None) -> pl
     if plan.missing == "unknown":
         columns = {name: column.fill_null(plan.unknown) for name, column in columns.items()}
     parts: list[pl.Expr] = []
-    for literal, name, _, _ in string.Formatter().parse(plan.template):
+    for literal, name in template_parts(plan.template):
         if literal:
             parts.append(pl.lit(literal))
         if name is not None:

@@ -25,7 +25,10 @@ their fingerprint, and `If-None-Match` answers 304. Errors are `application/prob
 _TAGS = [
     {"name": "corpora", "description": "Named, versioned documents."},
     {"name": "mixtures", "description": "What to train on, in which proportion and order."},
-    {"name": "embeddings and indexes", "description": "Vectors of a corpus, and their nearest neighbours."},
+    {
+        "name": "attributes, embeddings and indexes",
+        "description": "Extra columns and vectors of a corpus, and their nearest neighbours.",
+    },
     {"name": "jobs", "description": "Long work: ingest, embed, index, select."},
     {"name": "health", "description": "For load balancers and people."},
 ]

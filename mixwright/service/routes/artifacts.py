@@ -6,7 +6,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mixwright.jobs.pages import Page
-from mixwright.schemas.catalog import ArtifactSummary, EmbeddingsDetail, IndexDetail, ManifestDetail
+from mixwright.schemas.catalog import (
+    ArtifactSummary,
+    AttributesDetail,
+    EmbeddingsDetail,
+    IndexDetail,
+    ManifestDetail,
+)
 from mixwright.schemas.references import Kind
 from mixwright.service.caching import cache_headers, not_modified
 from mixwright.service.problems import problem_responses
@@ -32,6 +38,8 @@ def add_list(router: APIRouter, path: str, kind: Kind) -> None:
 def add_manifest(router: APIRouter, path: str, kind: Kind, model: type[ManifestDetail]) -> None:
     """Add ``GET path/{ref}``: the manifest and its ref."""
 
+    article = "" if kind.endswith("s") else "an " if kind[0] in "aei" else "a "
+
     def artifact(request: Request, services: ServicesDep, ref: Ref) -> Response:
         manifest = services.catalog.manifest(ref, kind)
         headers = cache_headers(ref, manifest.fingerprint)
@@ -41,14 +49,16 @@ def add_manifest(router: APIRouter, path: str, kind: Kind, model: type[ManifestD
     router.get(
         f"{path}/{{ref}}",
         name=f"get_{kind}",
-        summary=f"Manifest of {'an' if kind[0] in 'aei' else 'a'} {kind}",
+        summary=f"Manifest of {article}{kind}",
         description="The whole manifest, with its `ref`. The ETag is the fingerprint.",
         response_model=model,
         responses={304: {"description": "not changed"}, **problem_responses(404)},
     )(artifact)
 
 
-router = APIRouter(tags=["embeddings and indexes"])
+router = APIRouter(tags=["attributes, embeddings and indexes"])
+add_list(router, "/v1/attributes", "attributes")
+add_manifest(router, "/v1/attributes", "attributes", AttributesDetail)
 add_list(router, "/v1/embeddings", "embeddings")
 add_manifest(router, "/v1/embeddings", "embeddings", EmbeddingsDetail)
 add_list(router, "/v1/indexes", "index")

@@ -1,0 +1,62 @@
+"""Reading attributes: extra columns of a corpus, aligned with it row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from mixwright.corpora import Corpus
+from mixwright.errors import AlignmentError, DataError
+from mixwright.schemas.manifests import AttributesManifest
+from mixwright.store import Store
+
+
+class Attributes:
+    """Published attributes: ``manifest`` and the columns behind it."""
+
+    def __init__(self, manifest: AttributesManifest, directory: Path) -> None:
+        self.manifest = manifest
+        self.directory = directory
+
+    @classmethod
+    def open(cls, store: Store, reference: str, corpus: Corpus | None = None) -> Attributes:
+        """Open attributes by reference, and check them against ``corpus`` if one is given.
+
+        Raises NotFoundError, and AlignmentError if they are not of that corpus.
+        """
+        manifest = store.manifest(reference, "attributes")
+        if not isinstance(manifest, AttributesManifest):
+            raise DataError(f"{reference} is not attributes: name attributes")
+        attributes = cls(manifest, store.directory(manifest))
+        if corpus is not None:
+            attributes.check_aligned(corpus)
+        return attributes
+
+    @classmethod
+    def newest(cls, store: Store, corpus: Corpus, columns: Sequence[str]) -> dict[str, Attributes]:
+        """Where each of these columns is: the newest attributes of the corpus that have it, if any do."""
+        found: dict[str, Attributes] = {}
+        manifests = [each for each in store.manifests("attributes") if isinstance(each, AttributesManifest)]
+        for manifest in sorted(manifests, key=lambda each: each.created_at):
+            if _corpora(manifest) == [corpus.manifest.fingerprint] and manifest.n_rows == len(corpus):
+                here = cls(manifest, store.directory(manifest))
+                found |= {each.name: here for each in manifest.columns if each.name in columns}
+        return found
+
+    def check_aligned(self, corpus: Corpus) -> None:
+        """Raise AlignmentError unless row i of these columns is row i of ``corpus``."""
+        if _corpora(self.manifest) != [corpus.manifest.fingerprint] or self.manifest.n_rows != len(corpus):
+            raise AlignmentError(
+                f"attributes {self.manifest.ref} ({self.manifest.n_rows} rows of {self.manifest.corpus}) are not "
+                f"of corpus {corpus.manifest.ref} ({len(corpus)} rows): make them for that corpus"
+            )
+
+    def scan(self) -> pl.LazyFrame:
+        """All rows in row order, lazily."""
+        return pl.scan_parquet([self.directory / entry.path for entry in self.manifest.files])
+
+
+def _corpora(manifest: AttributesManifest) -> list[str]:
+    return [each.fingerprint for each in manifest.inputs if each.kind == "corpus"]
