@@ -21,13 +21,17 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixwright.errors import DataError
+from mixwright.errors import ConfigError, DataError
 from mixwright.schemas.documents import DOCUMENT_COLUMNS
 from mixwright.schemas.manifests import CorpusManifest
 from mixwright.store import Store
 from mixwright.templates import fill_templates, template_fields
 
 Int64Array = npt.NDArray[np.int64]
+
+
+_HEAD_ROWS = 256
+"""Rows of a shard that show which fields documents have."""
 
 
 class Corpus:
@@ -67,9 +71,12 @@ class Corpus:
 
     @cached_property
     def metadata_fields(self) -> list[str]:
-        """The keys of the documents' metadata, as the first shard has them, sorted."""
-        metadata = pq.read_table(self.shards[0], columns=["metadata"])["metadata"].to_pylist()
-        return sorted({key for each in metadata for key in msgspec.json.decode(each, type=dict[str, msgspec.Raw])})
+        """The keys of the documents' metadata, as the start of every shard has them, sorted."""
+        heads = [
+            next(file.iter_batches(batch_size=_HEAD_ROWS, columns=["metadata"]), None)
+            for file in map(pq.ParquetFile, self.shards)
+        ]
+        return metadata_fields(pa.Table.from_batches([head for head in heads if head is not None]))
 
     def rows(self, offset: int, length: int) -> pa.Table:
         """Rows ``offset … offset + length - 1`` in row order (fewer at the end)."""
@@ -109,6 +116,22 @@ class Corpus:
             # Kept open for the life of this object; a mapped file costs address space, not memory.
             self._tables[shard] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         return self._tables[shard]
+
+
+def metadata_fields(documents: pa.Table) -> list[str]:
+    """The keys of the metadata of document rows, sorted."""
+    decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+    return sorted({key for each in documents["metadata"].to_pylist() for key in decode(each)})
+
+
+def check_template(corpus: Corpus, template: str) -> None:
+    """Raise ConfigError for a malformed template, and for one that names a field no document has."""
+    known = {*DOCUMENT_COLUMNS, *corpus.metadata_fields} if len(corpus) else set()
+    if unknown := [name for name in template_fields(template) if known and name not in known]:
+        raise ConfigError(
+            f"template {template!r}: documents of {corpus.manifest.ref} have no field {unknown[0]!r}: name one of "
+            f"{', '.join(sorted(known))}"
+        )
 
 
 def template_texts(frame: pl.LazyFrame, template: str) -> list[str]:

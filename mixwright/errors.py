@@ -134,3 +134,8 @@ class MissingExtraError(MixwrightError):
 
     def extras(self) -> dict[str, Any]:
         return {"library": self.library, "extra": self.extra}
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, for one of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -39,3 +39,13 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 (hex) of a local file."""
     with path.open("rb") as stream:
         return stream_sha256(stream)[0]
+
+
+def folder_sha256(folder: Path) -> str:
+    """SHA-256 over names and contents of a folder's files; hidden files (.cache, .git) do not count."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
+            digest.update(f"{relative.as_posix()}\0{file_sha256(path)}\n".encode())
+    return digest.hexdigest()

@@ -7,14 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support import document_table
+from support import (
+    Recorder,
+    document_table,
+    identities,
+    kill_half_way,
+    processes,
+    stat_field,
+    wait_for,
+)
 
 import mixwright
 from mixwright.corpora import Corpus
@@ -38,42 +45,6 @@ def texts_of(n: int, length: int = 12) -> list[str]:
     return [f"{' '.join(words)} {number}" for number, words in enumerate(drawn)]
 
 
-class Recorder:
-    """A Progress that remembers, and calls ``on_advance`` at the first documents done."""
-
-    def __init__(self, on_advance: Callable[[], None] | None = None) -> None:
-        self.total: int | None = None
-        self.done = 0
-        self.notes: list[str] = []
-        self._on_advance = on_advance
-
-    def start(self, stage: str, total: int | None = None, unit: str = "documents") -> None:
-        self.total = total
-
-    def advance(self, n: int = 1) -> None:
-        assert n >= 0
-        self.done += n
-        if self.done and self._on_advance:
-            callback, self._on_advance = self._on_advance, None
-            callback()
-
-    def note(self, message: str) -> None:
-        self.notes.append(message)
-
-
-def stat_field(pid: int, field: int) -> int:
-    """A field of /proc/PID/stat counted from behind the command's name: 1 parent, 3 session; -1 if gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return -1
-    return -1 if fields[0] == "Z" else int(fields[field])
-
-
-def processes() -> list[int]:
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
 def own_actors() -> list[int]:
     """Process ids of the Ray actors that descend from this process."""
     found = []
@@ -86,13 +57,6 @@ def own_actors() -> list[int]:
         if command.startswith("ray::") and "Agent" not in command and "IDLE" not in command:
             found += [pid] if parent == os.getpid() else []
     return found
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +149,7 @@ def test_published_embeddings_are_returned_without_ray_or_encoder(
     def forbidden(*_: object) -> None:
         raise AssertionError("must not be called")
 
-    monkeypatch.setattr("mixwright.jobs.embed.ray_session", forbidden)
+    monkeypatch.setattr("mixwright.jobs.marked_shards.ray_session", forbidden)
     monkeypatch.setattr("mixwright.jobs.embed.load_encoder", forbidden)
     assert embed(store) == first
 
@@ -241,32 +205,12 @@ run_embed(Store(Path(sys.argv[1])), EmbedRequest(corpus="wiki", encoder=sys.argv
 """
 
 
-def identities(folder: Path, pattern: str) -> dict[str, tuple[int, int]]:
-    """Inode and time of the last change of each file: another one after a file was written again."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob(pattern)}
-
-
-def kill_half_way(home: Path, n_marks: int) -> Path:
-    """Run the job in a session of its own, SIGKILL all of the session once there are some marks."""
-    child = subprocess.Popen([sys.executable, "-c", JOB, str(home), ENCODER], start_new_session=True)
-    try:
-        wait_for(lambda: len(list(home.glob("staging/*/marks/*.json"))) >= n_marks)
-    finally:
-        members = [pid for pid in processes() if stat_field(pid, 3) == child.pid]
-        for pid in members:
-            os.kill(pid, signal.SIGKILL)
-        child.wait()
-    wait_for(lambda: not any(stat_field(pid, 3) == child.pid for pid in processes()))
-    assert child.returncode == -signal.SIGKILL
-    return next(home.glob("staging/embeddings-*/"))
-
-
 @pytest.mark.usefixtures("ray")
 def test_a_killed_job_goes_on_with_what_is_missing(store: Store, publish_corpus: Any) -> None:
     n_shards = 100
     texts = texts_of(20 * n_shards, length=300)
     publish_corpus("wiki", document_table(texts), shard_rows=20)
-    staging = kill_half_way(store.home, n_marks=6)
+    staging = kill_half_way(JOB, [ENCODER], store.home, n_marks=6)
     marks = identities(staging, "marks/*.json")
     assert 6 <= len(marks) < n_shards
     shards = identities(staging, "shards/*.npy")

@@ -17,6 +17,7 @@ from mixwright.cli import artifacts, demo, serving
 from mixwright.cli.catalog import catalog_app, jobs_app
 from mixwright.cli.mixtures import mixture_app
 from mixwright.cli.output import print_error
+from mixwright.cli.score import score
 from mixwright.cli.select import select_app
 from mixwright.errors import MixwrightError
 
@@ -33,6 +34,7 @@ app.command()(serving.serve)
 app.command()(artifacts.ingest)
 app.command()(artifacts.embed)
 app.command()(artifacts.index)
+app.command()(score)
 app.add_typer(select_app)
 app.add_typer(mixture_app)
 app.add_typer(jobs_app)

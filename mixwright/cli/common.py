@@ -15,6 +15,7 @@ from mixwright.config import Settings, configure_logging, load_settings
 from mixwright.errors import ConfigError
 from mixwright.progress import Progress
 from mixwright.schemas.manifests import (
+    AttributesManifest,
     CorpusManifest,
     EmbeddingsManifest,
     IndexManifest,
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 _RequestT = TypeVar("_RequestT")
-_ManifestT = TypeVar("_ManifestT", CorpusManifest, EmbeddingsManifest, IndexManifest, MixtureManifest)
+_ManifestT = TypeVar(
+    "_ManifestT", CorpusManifest, AttributesManifest, EmbeddingsManifest, IndexManifest, MixtureManifest
+)
 
 
 def open_store(home: Path | None) -> tuple[Settings, Store]:
@@ -57,7 +60,8 @@ def validate(adapter: TypeAdapter[_ModelT], value: dict[str, Any]) -> _ModelT:
         return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        names = [str(part) for part in first["loc"] if isinstance(part, str)]
+        # Members of unions stand in it too, as "constrained-int" say: no field is named like that.
+        names = [part for part in first["loc"] if isinstance(part, str) and part.isidentifier()]
         flag = "--" + names[-1].replace("_", "-") if names else "the flags"
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{flag}: {message}") from error

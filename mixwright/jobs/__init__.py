@@ -1,1 +1,1 @@
-"""The same work at scale: ingest, embed, index and select as resumable jobs, on Ray where it pays."""
+"""The same work at scale: ingest, embed, index, score and select as resumable jobs, on Ray where it pays."""

@@ -1,50 +1,41 @@
-"""The embed job: a corpus to embeddings, one shard at a time, on as many workers as there are.
-
-A finished shard is a file of vectors and then a mark that has its checksum. A run that is killed, at any
-moment, leaves them in the staging folder, and the next run of the same request goes on with what is missing.
-"""
+"""The embed job: a corpus to embeddings, one shard at a time, on as many workers as there are."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mixwright.corpora import Corpus, template_texts
+from mixwright.corpora import Corpus, check_template, template_texts
 from mixwright.errors import ConfigError, DataError
-from mixwright.fingerprint import file_sha256, fingerprint
+from mixwright.fingerprint import fingerprint
 from mixwright.indexes.encoders import EncoderSource, LoadedEncoder, find_encoder, load_encoder
-from mixwright.jobs.ray_pool import cpu_count, ray_session, run_on_pool
+from mixwright.jobs.marked_shards import (
+    ShardFolder,
+    ShardMark,
+    Workers,
+    finish_shards,
+    paced,
+    shards_of,
+    use_one_thread,
+)
 from mixwright.progress import Progress
-from mixwright.schemas.documents import DOCUMENT_COLUMNS
 from mixwright.schemas.manifests import ArtifactInput, EmbeddingsManifest, FileEntry
 from mixwright.schemas.references import parse_reference
 from mixwright.schemas.requests import EmbedRequest
-from mixwright.store import Staging, Store, software_versions
-from mixwright.templates import template_fields
+from mixwright.store import Store, software_versions
 
-_REPORT_SECONDS = 0.2
 _LONGEST_NAME = 128
 _LIBRARIES = ("torch", "sentence-transformers", "transformers", "numpy", "ray")
 
 
-class ShardMark(BaseModel):
-    """A shard is finished: ``marks/part-00000.json`` beside ``shards/part-00000.npy``."""
+class EmbedMark(ShardMark):
+    """A shard of vectors is finished."""
 
-    model_config = ConfigDict(frozen=True)
-
-    n_rows: int
-    n_bytes: int
-    sha256: str
     n_truncated: int
     dim: int
     max_tokens: int | None
@@ -58,7 +49,7 @@ def run_embed(store: Store, request: EmbedRequest, progress: Progress) -> Embedd
     ConflictError if another process is embedding the same, JobError for a shard whose workers keep dying.
     """
     corpus = Corpus.open(store, request.corpus)
-    _check_template(corpus, request.template)
+    check_template(corpus, request.template)
     if len(corpus) == 0:
         raise DataError(f"corpus {corpus.manifest.ref} has no documents: ingest some")
     source = find_encoder(request.encoder)
@@ -76,20 +67,14 @@ def run_embed(store: Store, request: EmbedRequest, progress: Progress) -> Embedd
     if isinstance(existing, EmbeddingsManifest):
         return existing
     with store.stage("embeddings", reference, identity, resume=True) as staging:
-        marks = _embed_shards(corpus, source, request, staging, progress)
-        draft = _manifest(reference.name, corpus, source, parameters, identity, marks)
+        folder = ShardFolder(staging.path.resolve(), "npy", EmbedMark)
+        workers = _workers(corpus, source, request, folder)
+        marks = finish_shards(folder, shards_of(corpus), workers, f"embed {corpus.manifest.ref}", progress)
+        files = folder.entries(marks)
+        draft = _manifest(reference.name, corpus, source, parameters, identity, list(marks.values()), files)
         for warning in draft.warnings:
             progress.note(f"warning: {warning}")
         return store.publish(staging, draft)
-
-
-def _check_template(corpus: Corpus, template: str) -> None:
-    known = {*DOCUMENT_COLUMNS, *corpus.metadata_fields} if len(corpus) else set()
-    if unknown := [name for name in template_fields(template) if known and name not in known]:
-        raise ConfigError(
-            f"template {template!r}: documents of {corpus.manifest.ref} have no field {unknown[0]!r}: name one of "
-            f"{', '.join(sorted(known))}"
-        )
 
 
 def default_name(corpus: str, source: EncoderSource) -> str:
@@ -97,78 +82,18 @@ def default_name(corpus: str, source: EncoderSource) -> str:
     return f"{corpus}.{source.slug}"[:_LONGEST_NAME]
 
 
-def _embed_shards(
-    corpus: Corpus, source: EncoderSource, request: EmbedRequest, staging: Staging, progress: Progress
-) -> dict[str, ShardMark]:
-    """Embed the shards that an earlier run did not finish; returns the marks of all, by shard."""
-    rows = {path.stem: entry.n_rows for path, entry in zip(corpus.shards, corpus.manifest.shards, strict=True)}
-    temporary = staging.path / "tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    for folder in (temporary, staging.path / "shards", staging.path / "marks"):
-        folder.mkdir(exist_ok=True)
-    marks = {shard: mark for shard, n in rows.items() if (mark := _finished(staging.path, shard, n))}
-    progress.start(f"embed {corpus.manifest.ref}", total=len(corpus))
-    progress.advance(sum(mark.n_rows for mark in marks.values()))
-    missing = [shard for shard in rows if shard not in marks]
-    if missing:
-        with ray_session(max(cpu_count(), request.workers or 1)):
-            _embed_missing(corpus, source, request, staging.path, missing, progress)
-    shutil.rmtree(temporary)
-    return marks | {shard: _read_mark(staging.path, shard) for shard in missing}
-
-
-def _embed_missing(
-    corpus: Corpus,
-    source: EncoderSource,
-    request: EmbedRequest,
-    staging: Path,
-    missing: list[str],
-    progress: Progress,
-) -> None:
-    size, device, resources = _placement(request, len(missing))
-    folder = corpus.shards[0].parent.resolve()
+def _workers(
+    corpus: Corpus, source: EncoderSource, request: EmbedRequest, folder: ShardFolder[EmbedMark]
+) -> Workers:
     arguments = (
+        corpus.shards[0].parent.resolve(),
         folder,
-        staging.resolve(),
         source,
         request.template,
-        device,
         request.dtype,
         request.batch_tokens,
     )
-
-    def create() -> Any:
-        import ray
-
-        return ray.remote(**resources)(EmbedWorker).remote(*arguments)
-
-    # A shard that another worker takes over is counted from its start again: report only what is new.
-    reported = dict.fromkeys(missing, 0)
-    for shard, done in run_on_pool(create, missing, size, progress):
-        progress.advance(max(done - reported[shard], 0))
-        reported[shard] = max(done, reported[shard])
-
-
-def _placement(request: EmbedRequest, n_shards: int) -> tuple[int, str, dict[str, Any]]:
-    """Number of workers, their device, and what each takes of Ray: a GPU, or a core."""
-    import ray
-
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), max(int(resources.get("CPU", 1)), 1)
-    device = request.device
-    if device == "auto":
-        device = "cuda" if gpus and _torch_sees_gpu() else "cpu"
-    if device == "cpu":
-        return min(n_shards, request.workers or cpus), "cpu", {"num_cpus": 1}
-    if not gpus:
-        raise ConfigError("device cuda: Ray sees no GPU: use device cpu, or a machine that has one")
-    return min(n_shards, request.workers or gpus, gpus), "cuda", {"num_cpus": 1, "num_gpus": 1}
-
-
-def _torch_sees_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+    return Workers(EmbedWorker, arguments, request.device, request.workers)
 
 
 class EmbedWorker:
@@ -177,20 +102,20 @@ class EmbedWorker:
     def __init__(
         self,
         corpus: Path,
-        staging: Path,
+        folder: ShardFolder[EmbedMark],
         source: EncoderSource,
         template: str,
-        device: str,
         dtype: str,
         batch_tokens: int | None,
+        device: str,
     ) -> None:
         self._corpus = corpus
-        self._staging = staging
+        self._folder = folder
         self._source = source
         self._template = template
-        self._device = device
         self._dtype = dtype
         self._batch_tokens = batch_tokens
+        self._device = device
         self._encoder: LoadedEncoder | None = None
 
     def ready(self) -> None:
@@ -198,29 +123,35 @@ class EmbedWorker:
 
     def run(self, shard: str) -> Iterator[int]:
         """Embed one shard; yields the number of its rows done, a few times a second, and at the end."""
+        yield from paced(self._embed(shard))
+
+    def _embed(self, shard: str) -> Iterator[int]:
         encoder = self._load()
         texts = template_texts(pl.scan_parquet(self._corpus / f"{shard}.parquet"), self._template)
         vectors = np.empty((len(texts), encoder.dim), dtype=self._dtype)
-        n_truncated, done, reported = 0, 0, time.monotonic()
+        n_truncated = 0
         for batch in encoder.encode_batches(texts, self._batch_tokens):
             if not np.isfinite(batch.vectors).all():
                 raise DataError(f"{shard}: encoder {encoder.name} gave a vector that is not finite: use another")
             vectors[batch.rows] = batch.vectors
             n_truncated += batch.n_truncated
-            done += len(batch.rows)
-            if time.monotonic() - reported > _REPORT_SECONDS:
-                reported = time.monotonic()
-                yield done
-        self._finish(shard, vectors, n_truncated, encoder)
-        yield done
+            yield len(batch.rows)
+        with self._folder.writing(shard) as file:
+            np.save(file, vectors, allow_pickle=False)
+        self._folder.finish(
+            shard,
+            len(vectors),
+            n_truncated=n_truncated,
+            dim=encoder.dim,
+            max_tokens=encoder.max_tokens,
+            compute_dtype=encoder.compute_dtype,
+        )
 
     def _load(self) -> LoadedEncoder:
         """The encoder, loaded at the first shard."""
         if self._encoder is None:
             if self._device == "cpu":
-                # One thread each, since there is a worker a core. torch reads this when it is imported.
-                os.environ["OMP_NUM_THREADS"] = "1"
-                os.environ["TOKENIZERS_PARALLELISM"] = "false"
+                use_one_thread()
             encoder = load_encoder(self._source.name, self._device)
             if encoder.revision != self._source.revision:
                 raise ConfigError(
@@ -230,48 +161,6 @@ class EmbedWorker:
             self._encoder = encoder
         return self._encoder
 
-    def _finish(self, shard: str, vectors: Any, n_truncated: int, encoder: LoadedEncoder) -> None:
-        """Write the vectors, then the mark that says they are complete."""
-        path = self._staging / "shards" / f"{shard}.npy"
-        self._write(path, lambda file: np.save(file, vectors, allow_pickle=False))
-        mark = ShardMark(
-            n_rows=len(vectors),
-            n_bytes=path.stat().st_size,
-            sha256=file_sha256(path),
-            n_truncated=n_truncated,
-            dim=encoder.dim,
-            max_tokens=encoder.max_tokens,
-            compute_dtype=encoder.compute_dtype,
-        )
-        data = mark.model_dump_json().encode()
-        self._write(_mark_path(self._staging, shard), lambda file: file.write(data))
-
-    def _write(self, path: Path, write: Callable[[BinaryIO], object]) -> None:
-        temporary = self._staging / "tmp" / f"{path.name}.{os.getpid()}"
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-
-
-def _mark_path(staging: Path, shard: str) -> Path:
-    return staging / "marks" / f"{shard}.json"
-
-
-def _read_mark(staging: Path, shard: str) -> ShardMark:
-    return ShardMark.model_validate_json(_mark_path(staging, shard).read_bytes())
-
-
-def _finished(staging: Path, shard: str, n_rows: int | None) -> ShardMark | None:
-    """The mark of a shard if its vectors are there and whole, else None."""
-    path = staging / "shards" / f"{shard}.npy"
-    with suppress(FileNotFoundError, ValidationError):
-        mark = _read_mark(staging, shard)
-        if (mark.n_rows, mark.n_bytes) == (n_rows, path.stat().st_size) and mark.sha256 == file_sha256(path):
-            return mark
-    return None
-
 
 def _manifest(
     name: str,
@@ -279,11 +168,11 @@ def _manifest(
     source: EncoderSource,
     parameters: dict[str, Any],
     identity: str,
-    marks: dict[str, ShardMark],
+    marks: list[EmbedMark],
+    files: list[FileEntry],
 ) -> EmbeddingsManifest:
-    shards = [(path.stem, marks[path.stem]) for path in corpus.shards]
-    any_mark = shards[0][1]
-    n_truncated = sum(mark.n_truncated for _, mark in shards)
+    any_mark = marks[0]
+    n_truncated = sum(mark.n_truncated for mark in marks)
     truncated = (
         f"{n_truncated} of {len(corpus)} documents are longer than {any_mark.max_tokens} tokens: the vectors are "
         "of their starts"
@@ -294,10 +183,7 @@ def _manifest(
         fingerprint=identity,
         inputs=[ArtifactInput(kind="corpus", ref=corpus.manifest.ref, fingerprint=corpus.manifest.fingerprint)],
         parameters=parameters,
-        files=[
-            FileEntry(path=f"shards/{shard}.npy", n_bytes=mark.n_bytes, sha256=mark.sha256, n_rows=mark.n_rows)
-            for shard, mark in shards
-        ],
+        files=files,
         created_at=datetime.now(UTC),
         software=software_versions(*_LIBRARIES),
         warnings=[truncated] if n_truncated else [],
@@ -311,5 +197,5 @@ def _manifest(
         dim=any_mark.dim,
         dtype=str(parameters["dtype"]),
         normalized=True,
-        compute_dtypes=sorted({mark.compute_dtype for _, mark in shards}),
+        compute_dtypes=sorted({mark.compute_dtype for mark in marks}),
     )

@@ -24,9 +24,10 @@ _MAX_FILES = 10_000
 _READS: dict[str, tuple[Kind, ...]] = {
     "embed": ("corpus",),
     "index": ("corpus", "embeddings"),
-    "select": ("corpus", "embeddings", "index"),
+    "select": ("corpus", "attributes", "embeddings", "index"),
+    "assign": ("corpus", "embeddings", "mixture"),
 }
-"""Kinds of artifact that a kind of request may read."""
+"""Kinds of artifact that a kind of request may read. A score request reads folders of models too: not known."""
 
 
 def inputs_state(store: Store, request: Any) -> str | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mixwright
-from mixwright.errors import ConfigError, JobError, MixwrightError
+from mixwright.errors import ConfigError, JobError, MixwrightError, first_line
 from mixwright.progress import Progress
 
 MAX_ATTEMPTS = 3
@@ -74,7 +74,7 @@ def _check_reachable(address: str) -> None:
 
 def _no_cluster(address: str, error: Exception) -> str:
     return (
-        f"RAY_ADDRESS={address}: no Ray answers there ({_first_line(error)}): start it, or unset the variable to "
+        f"RAY_ADDRESS={address}: no Ray answers there ({first_line(error)}): start it, or unset the variable to "
         "work on this machine alone"
     )
 
@@ -192,7 +192,7 @@ class _Pool:
         if self._deaths[task] >= MAX_ATTEMPTS:
             raise JobError(
                 f"{task or 'the start of a worker'}: the worker died {MAX_ATTEMPTS} times "
-                f"({_first_line(error)}): look for its memory use, and run the job again with fewer workers or "
+                f"({first_line(error)}): look for its memory use, and run the job again with fewer workers or "
                 "smaller batches; finished shards are kept"
             ) from error
         if task is not None:
@@ -215,10 +215,6 @@ def _as_mixwright_error(error: Any, task: str | None) -> MixwrightError:
         return cause
     hint = "use smaller batches" if "OutOfMemory" in type(cause).__name__ else "correct the cause"
     return MixwrightError(
-        f"{task or 'a worker'} failed with {type(cause).__name__} ({_first_line(cause)}): {hint} and run the "
+        f"{task or 'a worker'} failed with {type(cause).__name__} ({first_line(cause)}): {hint} and run the "
         "job again; finished shards are kept"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0]

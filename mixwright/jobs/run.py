@@ -9,14 +9,18 @@ from pydantic import Field, TypeAdapter
 from mixwright.jobs.embed import run_embed
 from mixwright.jobs.index import run_index
 from mixwright.jobs.ingest import run_ingest
+from mixwright.jobs.score import run_score
 from mixwright.jobs.select import run_select
 from mixwright.progress import Progress
 from mixwright.schemas.manifests import AnyManifest
-from mixwright.schemas.requests import EmbedRequest, IndexRequest, IngestRequest
+from mixwright.schemas.requests import EmbedRequest, IndexRequest, IngestRequest, ScoreRequest
 from mixwright.selectors.requests import SelectRequest
 from mixwright.store import Store
 
-AnyRequest = Annotated[IngestRequest | EmbedRequest | IndexRequest | SelectRequest, Field(discriminator="kind")]
+AnyRequest = Annotated[
+    IngestRequest | EmbedRequest | IndexRequest | ScoreRequest | SelectRequest,
+    Field(discriminator="kind"),
+]
 REQUEST_ADAPTER: TypeAdapter[AnyRequest] = TypeAdapter(AnyRequest)
 """Reads a request of any kind."""
 
@@ -30,5 +34,7 @@ def run_request(store: Store, request: AnyRequest, progress: Progress) -> AnyMan
             return run_embed(store, request, progress)
         case IndexRequest():
             return run_index(store, request, progress)
+        case ScoreRequest():
+            return run_score(store, request, progress)
         case SelectRequest():
             return run_select(store, request, progress)

@@ -14,6 +14,8 @@ from mixwright.schemas.references import ReferenceText
 
 FieldName = Annotated[str, StringConstraints(min_length=1)]
 InputFormat = Literal["auto", "jsonl", "parquet", "csv", "text"]
+PromptFormat = Literal["auto", "chat", "plain", "none"]
+ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "ivf-pq", "rabitq"]
 
 
@@ -69,6 +71,52 @@ class EmbedRequest(_Request):
     batch_tokens: int | None = Field(
         default=None, ge=1, description="resource: padded tokens a batch; default: 2,048 on a CPU, 65,536 on a GPU"
     )
+
+
+class ScoreRequest(_Request):
+    """How far a pruned language model is from its original on each response of a corpus, as attributes."""
+
+    kind: Literal["score"] = "score"
+    corpus: ReferenceText
+    original: str = Field(min_length=1, description="hub id, local folder or .gguf file of the original model")
+    pruned: str = Field(min_length=1, description="the same of the pruned model, which has the same tokenizer")
+    name: ReferenceText | None = Field(default=None, description="default: CORPUS.scores")
+    prompt: str | None = Field(
+        default=None,
+        description="prompt, with {field} placeholders; empty: none; default: by the usual names of fields",
+    )
+    response: str | None = Field(
+        default=None, min_length=1, description="response, with {field} placeholders; default: likewise"
+    )
+    prompt_format: PromptFormat = Field(
+        default="auto", description="auto: the tokenizer's chat template if it has one, else plain"
+    )
+    max_tokens: int = Field(
+        default=2048, ge=2, description="longer pairs of prompt and response are counted, not scored"
+    )
+    dtype: ModelDtype = Field(
+        default="auto", description="of the forward passes; auto: bfloat16 where the hardware has it, else float32"
+    )
+    cache_top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="run one model after the other, keeping the original's k likeliest tokens; default: both at once",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="resource")
+    workers: int | None = Field(default=None, ge=1, description="resource: default one a core or GPU")
+    batch_tokens: int | None = Field(
+        default=None, ge=1, description="resource: padded tokens a batch; default: 2,048 on a CPU, 32,768 on a GPU"
+    )
+
+
+class AssignRequest(_Request):
+    """Documents of a corpus to the clusters of a PASER mixture, as attributes."""
+
+    kind: Literal["assign"] = "assign"
+    corpus: ReferenceText
+    mixture: ReferenceText = Field(description="mixture by paser, whose clusters are used")
+    name: ReferenceText | None = Field(default=None, description="default: CORPUS.MIXTURE-clusters")
+    workers: int | None = Field(default=None, ge=1, description="resource: of the embedding, if it is missing")
 
 
 class IndexRequest(_Request):

@@ -61,6 +61,13 @@ _EXAMPLES: dict[str, Any] = {
     },
     "embed": {"summary": "a corpus to embeddings", "value": {"kind": "embed", "request": {"corpus": "wiki"}}},
     "index": {"summary": "embeddings to an index", "value": {"kind": "index", "request": {"corpus": "wiki"}}},
+    "score": {
+        "summary": "a corpus and two language models to attributes",
+        "value": {
+            "kind": "score",
+            "request": {"corpus": "instructions", "original": "models/original", "pruned": "models/pruned"},
+        },
+    },
     "select": {
         "summary": "corpora to a mixture",
         "value": {

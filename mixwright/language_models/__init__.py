@@ -1,0 +1,1 @@
+"""Causal language models: found by name, loaded once, and compared token by token."""
