@@ -15,6 +15,8 @@ from support import document_table
 
 from mixwright.errors import ConfigError, DataError, ShortfallError
 from mixwright.fingerprint import fingerprint
+from mixwright.indexes.encoders import load_encoder
+from mixwright.indexes.vectors import ArrayVectors
 from mixwright.schemas.mixtures import Budget
 from mixwright.selectors.mixture import Mixture
 from mixwright.selectors.pool import Pool
@@ -32,16 +34,23 @@ def table(name: str, n: int, mean: float, seed: int = 0) -> pa.Table:
         domains=[f"site{i * i % 7}.org" if i % 10 else None for i in range(n)],
         urls=[f"https://site{i * i % 7}.org/{i}" if i % 10 else None for i in range(n)],
         n_tokens=(rng.lognormal(np.log(mean), 0.8, n).astype(int) + 1).tolist(),
-        metadata=[json.dumps({"topic": f"topic {i % 3}"}) for i in range(n)],
+        metadata=[json.dumps({"topic": f"topic {i % 3}", "jsd": 0.1 + 0.5 * (i % 7) / 7}) for i in range(n)],
     )
 
 
 TABLES = {"long": table("long", 200, 150), "small": table("small", 40, 60), "short": table("short", 900, 20)}
 
 
+def pool_of(tables: dict[str, pa.Table], tokenizer: str = "bytes") -> Pool:
+    """A pool with what any selector wants: vectors beside the tables' own attributes."""
+    encoder = load_encoder("hashing:32")
+    vectors = {name: ArrayVectors(encoder.encode(each["text"].to_pylist())) for name, each in tables.items()}
+    return Pool.from_tables(tables, tokenizer, vectors=vectors)
+
+
 @pytest.fixture(scope="module")
 def pool() -> Pool:
-    return Pool.from_tables(TABLES)
+    return pool_of(TABLES)
 
 
 def served(mixture: Mixture, tables: dict[str, pa.Table]) -> Counter[tuple[str, str]]:
@@ -73,7 +82,7 @@ class TestContract:
         return SELECTOR_ADAPTER.validate_python({"kind": kind, **parameters}).select(pool, budget)
 
     def test_deterministic(self, kind: str, budget: Budget, pool: Pool) -> None:
-        first, second = (self.select(kind, Pool.from_tables(TABLES), budget) for _ in range(2))
+        first, second = (self.select(kind, pool_of(TABLES), budget) for _ in range(2))
         assert first.components == second.components
         assert first.stages == second.stages
         assert served(first, TABLES) == served(second, TABLES)
@@ -125,7 +134,7 @@ class TestContract:
         rng = np.random.default_rng(5)
         shuffled = {name: each.take(rng.permutation(each.num_rows)) for name, each in TABLES.items()}
         first = self.select(kind, pool, budget)
-        second = self.select(kind, Pool.from_tables(shuffled), budget)
+        second = self.select(kind, pool_of(shuffled), budget)
         assert first.components == tuple(
             component.model_copy(update={"fingerprint": original.fingerprint})
             for component, original in zip(second.components, first.components, strict=True)
@@ -134,7 +143,7 @@ class TestContract:
 
     def test_renaming_the_sources_renames_the_result(self, kind: str, budget: Budget, pool: Pool) -> None:
         renamed = {f"x-{name}": each for name, each in TABLES.items()}
-        first, second = (self.select(kind, Pool.from_tables(each), budget) for each in (TABLES, renamed))
+        first, second = (self.select(kind, pool_of(each), budget) for each in (TABLES, renamed))
         assert {(f"x-{n}", i): c for (n, i), c in served(first, TABLES).items()} == served(second, renamed)
 
     def test_inputs_are_left_unchanged(self, kind: str, budget: Budget, pool: Pool) -> None:
@@ -144,7 +153,7 @@ class TestContract:
 
     def test_one_source_works(self, kind: str, budget: Budget, pool: Pool) -> None:
         small = Budget(tokens=500) if budget.tokens else Budget(documents=9)
-        mixture = self.select(kind, Pool.from_tables({"small": TABLES["small"]}), small)
+        mixture = self.select(kind, pool_of({"small": TABLES["small"]}), small)
         assert [component.weight for component in mixture.components] == [1.0]
 
 
@@ -170,13 +179,13 @@ def test_a_seed_is_a_whole_number(seed: object) -> None:
 
 def test_an_empty_pool_is_an_error() -> None:
     with pytest.raises(DataError, match="pool is empty"):
-        Pool.from_tables({})
+        pool_of({})
     with pytest.raises(DataError, match="source nothing has no tokens"):
-        Pool.from_tables({"nothing": TABLES["small"].slice(0, 0)})
+        pool_of({"nothing": TABLES["small"].slice(0, 0)})
 
 
 def test_different_tokenizers_are_an_error(pool: Pool) -> None:
-    other = Pool.from_tables({"other": TABLES["small"]}, tokenizer="words")
+    other = pool_of({"other": TABLES["small"]}, tokenizer="words")
     with pytest.raises(DataError, match="by bytes, other by words"):
         Pool((*pool.sources, *other.sources))
 
@@ -229,7 +238,7 @@ def test_random_draws_each_document_equally_often(pool: Pool) -> None:
 def test_a_share_smaller_than_every_document_names_the_source() -> None:
     tables = {"tiny": table("tiny", 50, 20), "giant": document_table(["a b"], source="giant", n_tokens=[5000])}
     with pytest.raises(ShortfallError, match=r"share of giant is 500 tokens") as caught:
-        SELECTOR_ADAPTER.validate_python({"kind": "uniform"}).select(Pool.from_tables(tables), Budget(tokens=1000))
+        SELECTOR_ADAPTER.validate_python({"kind": "uniform"}).select(pool_of(tables), Budget(tokens=1000))
     assert caught.value.source == "giant"
 
 

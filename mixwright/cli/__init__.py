@@ -14,6 +14,7 @@ import typer
 
 from mixwright import __version__
 from mixwright.cli import artifacts, demo, serving
+from mixwright.cli.assign import assign
 from mixwright.cli.catalog import catalog_app, jobs_app
 from mixwright.cli.mixtures import mixture_app
 from mixwright.cli.output import print_error
@@ -35,6 +36,7 @@ app.command()(artifacts.ingest)
 app.command()(artifacts.embed)
 app.command()(artifacts.index)
 app.command()(score)
+app.command()(assign)
 app.add_typer(select_app)
 app.add_typer(mixture_app)
 app.add_typer(jobs_app)

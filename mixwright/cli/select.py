@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from pydantic.fields import FieldInfo
@@ -24,6 +24,10 @@ _SHARED: dict[str, tuple[Any, Any]] = {
     "name": (Annotated[str, typer.Option(help="Name of the mixture, or name@version.")], ...),
     "tokens": (Annotated[int | None, typer.Option(help="Budget in tokens.")], None),
     "documents": (Annotated[int | None, typer.Option(help="Budget in documents.")], None),
+    "workers": (
+        Annotated[int | None, typer.Option(help="Ray workers; default: none below 2 million vectors.")],
+        None,
+    ),
     "home": (Home, None),
     "json": (Json, False),
 }
@@ -37,6 +41,12 @@ def _flag(hint: Any, default: Any) -> tuple[Any, Any]:
         for each in annotations:
             if isinstance(each, FieldInfo) and each.description:
                 description = each.description
+    if get_origin(base) is tuple:
+        # A tuple of any length is an option that may come several times.
+        base = list[get_args(base)[0]]  # type: ignore[misc]  # only known when it runs
+    elif len([each for each in get_args(base) if each is not type(None)]) > 1 and get_origin(base) is not Literal:
+        # Typer knows no unions: the request says what is wrong with the text.
+        base, default = str, str(default)
     return Annotated[base, typer.Option(help=description)], default
 
 
@@ -75,6 +85,7 @@ def _select(
     name: str,
     tokens: int | None,
     documents: int | None,
+    workers: int | None,
     home: Path | None,
     json: bool,
 ) -> None:
@@ -87,6 +98,7 @@ def _select(
         sources=source,
         selector={"kind": kind, **parameters},
         budget={"tokens": tokens, "documents": documents},
+        workers=workers,
     )
     manifest = run(settings, store, run_select, request, json=json)
     if json:

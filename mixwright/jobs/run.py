@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from mixwright.jobs.assign import run_assign
 from mixwright.jobs.embed import run_embed
 from mixwright.jobs.index import run_index
 from mixwright.jobs.ingest import run_ingest
@@ -13,12 +14,12 @@ from mixwright.jobs.score import run_score
 from mixwright.jobs.select import run_select
 from mixwright.progress import Progress
 from mixwright.schemas.manifests import AnyManifest
-from mixwright.schemas.requests import EmbedRequest, IndexRequest, IngestRequest, ScoreRequest
+from mixwright.schemas.requests import AssignRequest, EmbedRequest, IndexRequest, IngestRequest, ScoreRequest
 from mixwright.selectors.requests import SelectRequest
 from mixwright.store import Store
 
 AnyRequest = Annotated[
-    IngestRequest | EmbedRequest | IndexRequest | ScoreRequest | SelectRequest,
+    IngestRequest | EmbedRequest | IndexRequest | ScoreRequest | SelectRequest | AssignRequest,
     Field(discriminator="kind"),
 ]
 REQUEST_ADAPTER: TypeAdapter[AnyRequest] = TypeAdapter(AnyRequest)
@@ -38,3 +39,5 @@ def run_request(store: Store, request: AnyRequest, progress: Progress) -> AnyMan
             return run_score(store, request, progress)
         case SelectRequest():
             return run_select(store, request, progress)
+        case AssignRequest():
+            return run_assign(store, request, progress)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from mixwright.corpora import Corpus
 from mixwright.fingerprint import fingerprint
+from mixwright.indexes.embeddings import Embeddings
+from mixwright.jobs.embed import run_embed
+from mixwright.jobs.vector_map import ray_vector_map
 from mixwright.progress import Progress
 from mixwright.schemas.manifests import FileEntry, MixtureManifest
 from mixwright.schemas.mixtures import MixtureComponent
 from mixwright.schemas.references import parse_reference
+from mixwright.schemas.requests import EmbedRequest
+from mixwright.selectors.domain_tags import KEPT_VALUES
 from mixwright.selectors.mixture import Mixture
-from mixwright.selectors.pool import Pool
+from mixwright.selectors.pool import Pool, Requirements
 from mixwright.selectors.requests import SelectRequest
 from mixwright.store import Staging, Store, software_versions
 
@@ -23,21 +30,48 @@ from mixwright.store import Staging, Store, software_versions
 def run_select(store: Store, request: SelectRequest, progress: Progress) -> MixtureManifest:
     """Select and publish; an equal mixture that is published already is returned.
 
-    Raises what the selector raises, NotFoundError for a missing corpus, ConflictError.
+    Corpora that the selector wants embedded, and that are not, are embedded first. Raises what the selector
+    raises, NotFoundError for a missing corpus or encoder, ConflictError.
     """
     reference = parse_reference(request.name)
-    pool = Pool.open(store, request.sources)
+    requirements = getattr(request.selector, "requirements", Requirements)()
+    if requirements.score is not None:
+        # Before the corpora are embedded, which may take long.
+        Pool.open(store, request.sources, requirements).refuse_unscored(requirements.score)
+    embeddings = _embeddings(store, request, requirements, progress)
+    pool = Pool.open(store, request.sources, requirements, embeddings)
     parameters: dict[str, Any] = {"selector": asdict(request.selector), "budget": request.budget.as_dict()}
     identity = fingerprint("mixture", [each.fingerprint for each in pool.inputs], parameters)
     existing = store.existing("mixture", reference, identity)
     if isinstance(existing, MixtureManifest):
         return existing
     progress.start(f"select {request.name}", total=1, unit="mixtures")
-    mixture = request.selector.select(pool, request.budget)
     with store.stage("mixture", reference, identity) as staging:
+        work = staging.path / "work"
+        mapped = replace(pool, map_vectors=ray_vector_map(work.resolve(), request.workers, progress))
+        mixture = request.selector.select(mapped, request.budget)
+        shutil.rmtree(work, ignore_errors=True)
         manifest = store.publish(staging, _manifest(mixture, pool, parameters, identity, staging))
     progress.advance()
     return manifest
+
+
+def _embeddings(
+    store: Store, request: SelectRequest, requirements: Requirements, progress: Progress
+) -> dict[str, Embeddings]:
+    """The embeddings that the selector wants, by corpus; those that are not published yet are made."""
+    if requirements.encoder is None:
+        return {}
+    wanted = [*request.sources, *([requirements.examples] if requirements.examples else [])]
+    found = {}
+    for corpus in (Corpus.open(store, reference) for reference in wanted):
+        embed = EmbedRequest(
+            corpus=corpus.manifest.ref,
+            encoder=requirements.encoder,
+            template=requirements.template(corpus.metadata_fields),
+        )
+        found[corpus.manifest.ref] = Embeddings.open(store, run_embed(store, embed, progress).ref, corpus)
+    return found
 
 
 def _manifest(
@@ -50,16 +84,17 @@ def _manifest(
         for number, component in enumerate(mixture.components)
     ]
     tags = mixture.tags
-    if tags is not None and mixture.kept_values is not None:
-        mixture.kept_values.write_parquet(staging.path / "kept_values.parquet")
-        files.append(staging.entry("kept_values.parquet", mixture.kept_values.height))
-        tags = tags.model_copy(update={"kept_values_file": "kept_values.parquet"})
-    used = {component.source for component in components}
+    for name, table in mixture.tables.items():
+        table.write_parquet(staging.path / f"{name}.parquet")
+        files.append(staging.entry(f"{name}.parquet", table.height))
+    if tags is not None and KEPT_VALUES in mixture.tables:
+        tags = tags.model_copy(update={"kept_values_file": f"{KEPT_VALUES}.parquet"})
+    unused = {source.ref for source in pool.sources} - {component.source for component in components}
     return MixtureManifest(
         name=staging.reference.name,
         version=staging.reference.version or 1,
         fingerprint=identity,
-        inputs=[each for each in pool.inputs if each.ref in used],
+        inputs=[each for each in pool.inputs if each.kind != "corpus" or each.ref not in unused],
         parameters=parameters,
         files=files,
         created_at=datetime.now(UTC),

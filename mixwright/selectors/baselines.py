@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
-from mixwright.errors import ShortfallError
 from mixwright.schemas.mixtures import Budget
 from mixwright.selectors.allocation import fill, temperature_weights
-from mixwright.selectors.mixture import Mixture, Selection, assemble, mix
+from mixwright.selectors.mixture import Mixture, assemble, drawn_once, mix, refuse_shortfall
 from mixwright.selectors.ordering import keyed_hash
 from mixwright.selectors.pool import Pool
 
@@ -115,36 +114,16 @@ class Random:
         starts = np.cumsum([0, *lengths])
         tokens = np.concatenate([source.n_tokens for source in pool.sources])
         ids = np.concatenate([source.ids for source in pool.sources])
-        self._check(pool, budget, tokens)
+        refuse_shortfall(pool, budget, tokens, "the pool's")
         order = np.argsort(keyed_hash(ids, self.seed), kind="stable")
         if budget.tokens is not None:
             rows = fill(order, tokens, budget.tokens)
         else:
             rows = np.sort(order[: budget.documents])
-        selections = []
-        for number, length in enumerate(lengths):
-            mine = rows[(rows >= starts[number]) & (rows < starts[number + 1])] - starts[number]
-            whole = len(mine) == length
-            empty = np.empty(0, dtype=np.int64)
-            selections.append(Selection(length, 1, None, empty) if whole else Selection(length, 0, None, mine))
+        chosen = [
+            rows[(rows >= start) & (rows < start + length)] - start
+            for start, length in zip(starts[:-1], lengths, strict=True)
+        ]
         weights = temperature_weights(source_tokens(pool), 1.0)
+        selections = drawn_once(pool, chosen)
         return assemble(pool, budget, weights, selections, selector=self.kind, seed=self.seed)
-
-    def _check(self, pool: Pool, budget: Budget, tokens: npt.NDArray[np.int64]) -> None:
-        asked, unit = (budget.tokens, "tokens") if budget.tokens else (budget.documents or 0, "documents")
-        there = int(tokens.sum()) if budget.tokens else len(tokens)
-        smallest = pool.sources[int(np.argmin(source_tokens(pool)))].name
-        if asked > there:
-            raise ShortfallError(
-                f"{asked:,} {unit} are more than the pool's {there:,}: ask for at most {there:,} {unit} "
-                f"or add to the sources ({smallest} is the smallest)",
-                source=smallest,
-                largest_budget=there,
-            )
-        if budget.tokens and asked < int(tokens.min()):
-            raise ShortfallError(
-                f"no document has {asked:,} tokens or fewer: raise the budget to at least "
-                f"{int(tokens.min()):,} tokens",
-                source=smallest,
-                largest_budget=None,
-            )

@@ -58,6 +58,9 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     },
 }
 
+KEPT_VALUES = "kept_values"
+"""The mixture's table of the values that are common enough."""
+
 ALWAYS_WARNING = (
     "every row is tagged: a model trained so expects a tag, and short prompts without one may do worse "
     "(arXiv 2504.17562); schedule=cooldown or dropout keeps part of the data plain"
@@ -125,7 +128,7 @@ class DomainTags:
             mixture,
             stages=stages,
             tags=plan,
-            kept_values=kept,
+            tables={} if kept is None else {KEPT_VALUES: kept},
             report={"coverage": coverage(pool, values, tags, kept)},
             warnings=(*mixture.warnings, *_schedule_warnings(plan, len(stages))),
         )

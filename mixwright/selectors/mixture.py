@@ -6,7 +6,7 @@ what a document says and not on where it stands: permuting the rows of a source 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -64,7 +64,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Mixture:
-    """What to train on: the result of a selector, before it is published."""
+    """What to train on: the result of a selector, before it is published.
+
+    ``tables`` are published with it, by name: what the tags need, what the selector lets a person question.
+    """
 
     selector: str
     seed: int
@@ -74,7 +77,7 @@ class Mixture:
     selections: tuple[Selection, ...]
     stages: tuple[Stage, ...]
     tags: TagPlan | None = None
-    kept_values: pl.DataFrame | None = None
+    tables: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -148,6 +151,41 @@ def assemble(
         selections=tuple(selections[i] for i in kept),
         stages=(stage,),
     )
+
+
+def drawn_once(pool: Pool, chosen: Sequence[Int64Array]) -> list[Selection]:
+    """The selections that serve the rows ``chosen`` of each source once; sorted row numbers."""
+    empty = np.empty(0, dtype=np.int64)
+    lengths = [len(source.ids) for source in pool.sources]
+    return [
+        Selection(length, 1, None, empty) if len(rows) == length else Selection(length, 0, None, rows)
+        for length, rows in zip(lengths, chosen, strict=True)
+    ]
+
+
+def refuse_shortfall(pool: Pool, budget: Budget, tokens: Int64Array, what: str) -> None:
+    """Raise ShortfallError unless documents with these ``tokens`` (n,) fill the budget, each taken once.
+
+    ``what`` names them in the message: "the pool's", say.
+    """
+    sizes = [int(source.n_tokens.sum()) for source in pool.sources]
+    smallest = pool.sources[int(np.argmin(sizes))].name
+    asked, unit = (budget.tokens, "tokens") if budget.tokens else (budget.documents or 0, "documents")
+    there = int(tokens.sum()) if budget.tokens else len(tokens)
+    if asked > there:
+        raise ShortfallError(
+            f"{asked:,} {unit} are more than {what} {there:,}: ask for at most {there:,} {unit} "
+            f"or add to the sources ({smallest} is the smallest)",
+            source=smallest,
+            largest_budget=there,
+        )
+    if budget.tokens and asked < int(tokens.min()):
+        raise ShortfallError(
+            f"no document has {asked:,} tokens or fewer: raise the budget to at least "
+            f"{int(tokens.min()):,} tokens",
+            source=smallest,
+            largest_budget=None,
+        )
 
 
 def split_stages(mixture: Mixture, pool: Pool, last_share: float) -> tuple[Stage, ...]:

@@ -1,35 +1,88 @@
-"""The pool that a selector chooses from: corpora with their ids, token counts and fields."""
+"""The pool that a selector chooses from: corpora with their fields, attributes and vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from mixwright.corpora import Corpus, field_expression, id_bits
-from mixwright.errors import ConfigError, DataError
+from mixwright.attributes import Attributes
+from mixwright.corpora import Corpus, field_expression, id_bits, metadata_fields, template_texts
+from mixwright.errors import AlignmentError, ConfigError, DataError
 from mixwright.fingerprint import fingerprint
+from mixwright.indexes.embeddings import Embeddings
+from mixwright.indexes.protocols import FloatArray as VectorArray
+from mixwright.indexes.vectors import Vectors, blocks
 from mixwright.schemas.manifests import ArtifactInput
 from mixwright.store import Store
+from mixwright.templates import instruction_templates
 
 Int64Array = npt.NDArray[np.int64]
 UInt64Array = npt.NDArray[np.uint64]
+FloatArray = npt.NDArray[np.float64]
+
+
+Part = Literal["instruction", "response", "both"]
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What a selector reads besides the corpora themselves.
+
+    ``score`` is an attribute that the documents must have, ``attributes`` are read where they have them.
+    ``encoder`` (None: no vectors) embeds what ``template`` makes of a document; ``examples`` is a corpus that
+    shows what is wanted.
+    """
+
+    score: str | None = None
+    attributes: tuple[str, ...] = ()
+    encoder: str | None = None
+    part: Part = "both"
+    prompt: str | None = None
+    response: str | None = None
+    examples: str | None = None
+
+    def templates(self, fields: Sequence[str]) -> tuple[str, str]:
+        """Templates of prompt and response, as given or by the names of a corpus's metadata ``fields``."""
+        prompt, response = instruction_templates(fields)
+        return self.prompt if self.prompt is not None else prompt, self.response or response
+
+    def template(self, fields: Sequence[str], part: Part | None = None) -> str:
+        """What is read of the documents of a corpus with these metadata fields; default: what is embedded.
+
+        A document without a prompt is its own instruction.
+        """
+        prompt, response = self.templates(fields)
+        part = part or self.part
+        if part == "instruction":
+            return prompt or response
+        return response if part == "response" or not prompt else f"{prompt}\n\n{response}"
 
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus of a pool. ``frame`` holds its document rows in row order, lazily."""
+    """One corpus of a pool.
+
+    ``frame`` holds its document rows in row order, lazily, and ``reader`` gives some of them fast; ``columns``
+    are frames, in the same order, of attributes by name; ``vectors`` (n, d) embed its documents.
+    """
 
     name: str
     ref: str
     fingerprint: str
     tokenizer: str
     frame: pl.LazyFrame
+    reader: Callable[[Int64Array], pa.Table]
+    columns: Mapping[str, pl.LazyFrame] = field(default_factory=dict)
+    vectors: Vectors | None = None
+    metadata_fields: Sequence[str] = ()
+    made_from: tuple[ArtifactInput, ...] = ()
 
     @cached_property
     def n_tokens(self) -> Int64Array:
@@ -45,15 +98,58 @@ class Source:
         """Document fields (columns or metadata keys) as strings, one row a document, in row order."""
         return self.frame.select([field_expression(name).alias(name) for name in names]).collect()
 
+    def attribute(self, name: str) -> FloatArray | None:
+        """A numeric attribute of each document (n,), NaN where it has none; None if no document has one.
+
+        Attributes that a job made come before columns and metadata of the input with the same name. Raises
+        DataError for a value that is no number.
+        """
+        if name in self.columns:
+            values = self.columns[name].select(pl.col(name).cast(pl.Float64)).collect().to_series()
+            return values.fill_null(float("nan")).to_numpy()
+        texts = self.fields([name]).to_series()
+        numbers = texts.cast(pl.Float64, strict=False)
+        if len(strange := texts.filter(texts.is_not_null() & numbers.is_null())):
+            raise DataError(f"source {self.name}: its attribute {name} has the value {strange[0]!r}: give numbers")
+        return None if numbers.null_count() == len(numbers) else numbers.fill_null(float("nan")).to_numpy()
+
+    def texts(self, template: str, rows: Int64Array) -> list[str]:
+        """What a template makes of the documents of the given row numbers (m,); "" where its fields are blank."""
+        return template_texts(pl.LazyFrame(pl.from_arrow(self.reader(rows))), template)
+
+
+RowFunction = Callable[[VectorArray], tuple[npt.NDArray[Any], ...]]
+"""Arrays (b, …) of a block of vectors (b, d), each row by itself."""
+
+VectorMap = Callable[[Source, RowFunction], tuple[npt.NDArray[Any], ...]]
+"""The arrays (n, …) that a function of rows makes of all vectors of a source: here, or on other machines."""
+
+
+def map_here(source: Source, function: RowFunction) -> tuple[npt.NDArray[Any], ...]:
+    """Apply a function of rows to the vectors of a source, block by block, in this process."""
+    made = [function(block) for _, block in blocks(vectors_of(source))]
+    return tuple(np.concatenate(column) for column in zip(*made, strict=True))
+
+
+def vectors_of(source: Source) -> Vectors:
+    """The vectors of a source; raises DataError with the command that makes them."""
+    if source.vectors is None:
+        raise DataError(f"source {source.name} has no embeddings: run  mixwright embed {source.ref}  first")
+    return source.vectors
+
 
 @dataclass(frozen=True)
 class Pool:
     """Sources with different names whose tokens were counted by one tokenizer.
 
-    Raises DataError for an empty pool, an empty source or different tokenizers, ConfigError for a source twice.
+    ``examples``, where a selector asked for them, are no part of what is selected from. Raises DataError for an
+    empty pool, an empty source or different tokenizers, ConfigError for a source twice, AlignmentError for
+    vectors of different encoders.
     """
 
     sources: tuple[Source, ...]
+    examples: Source | None = None
+    map_vectors: VectorMap = map_here
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -70,40 +166,78 @@ class Pool:
             raise DataError(
                 f"tokens were counted by different tokenizers ({found}): ingest the sources with one tokenizer"
             )
+        dims = {each.vectors.dim: each.name for each in self._with_examples if each.vectors is not None}
+        if len(dims) > 1:
+            found = ", ".join(f"{name} {dim}" for dim, name in dims.items())
+            raise AlignmentError(f"vectors have different dimensions ({found}): embed all by one encoder")
 
     @classmethod
-    def open(cls, store: Store, references: Sequence[str]) -> Pool:
-        """The pool of these corpora; two versions of one corpus are told apart by their version."""
+    def open(
+        cls,
+        store: Store,
+        references: Sequence[str],
+        requirements: Requirements = Requirements(),
+        embeddings: Mapping[str, Embeddings] | None = None,
+        map_vectors: VectorMap = map_here,
+    ) -> Pool:
+        """The pool of these corpora; two versions of one corpus are told apart by their version.
+
+        ``embeddings`` are those of the corpora, and of the examples, by the corpora's refs.
+        """
         corpora = [Corpus.open(store, reference) for reference in references]
         names = [corpus.manifest.name for corpus in corpora]
+        unique = [
+            name if names.count(name) == 1 else corpus.manifest.ref
+            for name, corpus in zip(names, corpora, strict=True)
+        ]
+        vectors = embeddings or {}
+        examples = Corpus.open(store, requirements.examples) if requirements.examples else None
         return cls(
             tuple(
-                Source(
-                    name=name if names.count(name) == 1 else corpus.manifest.ref,
-                    ref=corpus.manifest.ref,
-                    fingerprint=corpus.manifest.fingerprint,
-                    tokenizer=corpus.manifest.tokenizer,
-                    frame=corpus.scan(),
-                )
-                for name, corpus in zip(names, corpora, strict=True)
-            )
+                _open_source(store, name, corpus, requirements, vectors.get(corpus.manifest.ref))
+                for name, corpus in zip(unique, corpora, strict=True)
+            ),
+            _open_source(store, examples.manifest.ref, examples, requirements, vectors.get(examples.manifest.ref))
+            if examples
+            else None,
+            map_vectors,
         )
 
     @classmethod
-    def from_tables(cls, tables: Mapping[str, pa.Table], tokenizer: str = "bytes") -> Pool:
-        """A pool of tables in memory with the document columns, named by the mapping's keys."""
-        return cls(
-            tuple(
-                Source(
-                    name=name,
-                    ref=f"{name}@1",
-                    fingerprint=fingerprint("table", table["id"].to_pylist(), {}),
-                    tokenizer=tokenizer,
-                    frame=pl.LazyFrame(pl.from_arrow(table)),
-                )
-                for name, table in tables.items()
+    def from_tables(
+        cls,
+        tables: Mapping[str, pa.Table],
+        tokenizer: str = "bytes",
+        vectors: Mapping[str, Vectors] | None = None,
+        examples: str | None = None,
+    ) -> Pool:
+        """A pool of tables in memory with the document columns, named by the mapping's keys.
+
+        ``vectors`` embed the tables' rows, by the same names; ``examples`` is one of the names.
+        """
+        sources = {
+            name: Source(
+                name=name,
+                ref=f"{name}@1",
+                fingerprint=fingerprint("table", table["id"].to_pylist(), {}),
+                tokenizer=tokenizer,
+                frame=pl.LazyFrame(pl.from_arrow(table)),
+                reader=_taker(table),
+                vectors=(vectors or {}).get(name),
+                metadata_fields=metadata_fields(table),
             )
-        )
+            for name, table in tables.items()
+        }
+        shown = sources.pop(examples) if examples is not None else None
+        return cls(tuple(sources.values()), shown)
+
+    def refuse_unscored(self, score: str) -> None:
+        """Raise DataError, with what to do, if no source has the attribute ``score``."""
+        if all(source.attribute(score) is None for source in self.sources):
+            raise DataError(
+                f"no source has the attribute {score}: run  mixwright score {self.sources[0].ref} --original "
+                "MODEL --pruned MODEL  first, or name another by score_attribute"
+            )
 
     @property
     def tokenizer(self) -> str:
@@ -112,7 +246,46 @@ class Pool:
 
     @property
     def inputs(self) -> list[ArtifactInput]:
-        """The sources as a manifest names its inputs."""
-        return [
-            ArtifactInput(kind="corpus", ref=source.ref, fingerprint=source.fingerprint) for source in self.sources
+        """The sources, and the attributes and embeddings read with them, as a manifest names its inputs."""
+        read = [
+            made
+            for source in self._with_examples
+            for made in (
+                ArtifactInput(kind="corpus", ref=source.ref, fingerprint=source.fingerprint),
+                *source.made_from,
+            )
         ]
+        return list({(each.kind, each.ref): each for each in read}.values())
+
+    @property
+    def _with_examples(self) -> tuple[Source, ...]:
+        return (*self.sources, self.examples) if self.examples else self.sources
+
+
+def _open_source(
+    store: Store, name: str, corpus: Corpus, requirements: Requirements, embeddings: Embeddings | None
+) -> Source:
+    if embeddings is not None:
+        embeddings.check_aligned(corpus)
+    wanted = (*requirements.attributes, *([requirements.score] if requirements.score else []))
+    found = Attributes.newest(store, corpus, wanted)
+    read = [each.manifest for each in (*found.values(), embeddings) if each is not None]
+    return Source(
+        name=name,
+        ref=corpus.manifest.ref,
+        fingerprint=corpus.manifest.fingerprint,
+        tokenizer=corpus.manifest.tokenizer,
+        frame=corpus.scan(),
+        reader=corpus.take,
+        columns={column: attributes.scan() for column, attributes in found.items()},
+        vectors=embeddings,
+        metadata_fields=corpus.metadata_fields,
+        made_from=tuple(
+            ArtifactInput(kind=each.kind, ref=each.ref, fingerprint=each.fingerprint)
+            for each in {each.ref: each for each in read}.values()
+        ),
+    )
+
+
+def _taker(table: pa.Table) -> Callable[[Int64Array], pa.Table]:
+    return lambda rows: table.take(pa.array(rows))

@@ -21,3 +21,6 @@ class SelectRequest(BaseModel):
     sources: list[ReferenceText] = Field(min_length=1, description="corpora of the pool")
     selector: AnySelector
     budget: Budget
+    workers: int | None = Field(
+        default=None, ge=1, description="resource: Ray workers; default: none below 2 million vectors"
+    )

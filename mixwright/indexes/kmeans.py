@@ -1,0 +1,38 @@
+"""Spherical k-means with FAISS: unit centroids that a bounded sample of vectors is near to."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mixwright.errors import ConfigError
+from mixwright.indexes.faiss_import import Device, import_faiss, resolve_device
+from mixwright.indexes.protocols import FloatArray
+
+_LARGEST_SEED = 2**31 - 1
+
+
+def spherical_kmeans(
+    vectors: FloatArray, k: int, *, seed: int, iterations: int, restarts: int = 1, device: Device = "cpu"
+) -> FloatArray:
+    """Centroids (k, d), float32, of unit length, of ``vectors`` (n, d) with unit rows and n ≥ k.
+
+    All vectors are trained on: choose the sample before. Of several ``restarts`` the one with the largest sum of
+    cosines is kept. A centroid is zero only where all vectors are. On a CPU the same input and seed give the same
+    bytes whatever the number of threads. Raises ConfigError for k outside of [1, n], or a GPU that is not there.
+    """
+    if not 1 <= k <= len(vectors):
+        raise ConfigError(f"k-means of {len(vectors):,} vectors into {k:,}: ask for 1 to {len(vectors):,}")
+    kmeans = import_faiss().Kmeans(
+        int(vectors.shape[1]),
+        k,
+        niter=iterations,
+        nredo=restarts,
+        seed=seed % _LARGEST_SEED,
+        spherical=True,
+        gpu=resolve_device(device) == "gpu",
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(vectors),
+    )
+    kmeans.train(np.ascontiguousarray(vectors, dtype=np.float32))
+    centroids: FloatArray = kmeans.centroids
+    return centroids
