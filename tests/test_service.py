@@ -641,7 +641,7 @@ def test_the_home_page_escapes_and_protects(client: TestClient, board: Board, pu
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in answer.text
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert answer.headers["x-content-type-options"] == "nosniff"
-    for ref in ("/v1/mixtures/blend@1", "/v1/corpora/wiki@1", "/v1/corpora/web@1"):
+    for ref in ("/mixtures/blend@1", "/v1/corpora/wiki@1", "/v1/corpora/web@1"):
         assert f'href="{ref}"' in answer.text
     # Nothing comes from elsewhere, and everything the page names is there.
     named = re.findall(r'(?:src|href)="([^"]+)"', answer.text)

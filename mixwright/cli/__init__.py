@@ -18,6 +18,7 @@ from mixwright.cli.assign import assign
 from mixwright.cli.catalog import catalog_app, jobs_app
 from mixwright.cli.mixtures import mixture_app
 from mixwright.cli.output import print_error
+from mixwright.cli.report import report
 from mixwright.cli.score import score
 from mixwright.cli.select import select_app
 from mixwright.errors import MixwrightError
@@ -38,6 +39,7 @@ app.command()(artifacts.index)
 app.command()(score)
 app.command()(assign)
 app.add_typer(select_app)
+mixture_app.command()(report)
 app.add_typer(mixture_app)
 app.add_typer(jobs_app)
 app.add_typer(catalog_app)

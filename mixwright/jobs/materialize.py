@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,21 +26,31 @@ def materialize_mixture(
 
     Rows are in the stream's order. Raises ConflictError if ``out`` has something in it already.
     """
+    with new_folder(out) as staging:
+        progress.start(f"materialize {stream.manifest.ref}", total=len(stream), unit="rows")
+        files = _write_files(stream, staging, tokenization, progress)
+        (staging / "mixture.json").write_text(stream.manifest.model_dump_json(indent=2) + "\n")
+    return files
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes ``out`` at the end, or goes away on an error.
+
+    Raises ConflictError if ``out`` has something in it already.
+    """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConflictError(f"{out} exists and is not empty: name a new folder")
     staging = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     staging.mkdir(parents=True)
     try:
-        progress.start(f"materialize {stream.manifest.ref}", total=len(stream), unit="rows")
-        files = _write_files(stream, staging, tokenization, progress)
-        (staging / "mixture.json").write_text(stream.manifest.model_dump_json(indent=2) + "\n")
+        yield staging
         if out.exists():
             out.rmdir()
         staging.rename(out)
     finally:
         if staging.exists():
             shutil.rmtree(staging)
-    return files
 
 
 def _write_files(

@@ -76,6 +76,16 @@ class MixtureDetail(ManifestDetail, MixtureManifest):
     """The manifest of a mixture."""
 
 
+class PlotLinks(_Model):
+    """A plot of a mixture, and the addresses of its files; add `?theme=dark` for a dark page."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+    png: str
+
+
 class LineageNode(_Model):
     """An artifact in a lineage."""
 

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from mixwright import __version__
 from mixwright.config import Settings
+from mixwright.service.html import STATIC
 from mixwright.service.problems import install_handlers, problem_responses
 from mixwright.service.queries import refuse_unknown_query
 from mixwright.service.routes import artifacts, corpora, health, jobs, mixtures, pages
@@ -29,7 +30,7 @@ _TAGS = [
         "name": "attributes, embeddings and indexes",
         "description": "Extra columns and vectors of a corpus, and their nearest neighbours.",
     },
-    {"name": "jobs", "description": "Long work: ingest, embed, index, select."},
+    {"name": "jobs", "description": "Long work: ingest, embed, index, score, select."},
     {"name": "health", "description": "For load balancers and people."},
 ]
 
@@ -58,7 +59,7 @@ def create_app(settings: Settings, *, run_worker: bool = True) -> FastAPI:
     for router in (corpora.router, mixtures.router, artifacts.router, jobs.router, health.router):
         app.include_router(router, dependencies=[Depends(refuse_unknown_query)], responses=problem_responses(422))
     app.include_router(pages.router)
-    app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
 
 

@@ -1,20 +1,17 @@
-"""The home page."""
+"""The pages for people."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastapi import APIRouter, Request
-from fastapi.templating import Jinja2Templates
 from starlette.responses import HTMLResponse, Response
 
+from mixwright.service.html import render
+from mixwright.service.mixture_page import served_page
+from mixwright.service.routes.mixtures import ExistingMixture
 from mixwright.service.state import ServicesDep
 
 router = APIRouter(include_in_schema=False)
 
-_ROOM = Path(__file__).parent.parent
-STATIC = _ROOM / "static"
-_templates = Jinja2Templates(directory=_ROOM / "templates")
 _SHOWN = 50
 _HEADERS = {
     "Content-Security-Policy": (
@@ -38,4 +35,10 @@ def home(request: Request, services: ServicesDep) -> Response:
         "busy": any(not job.is_final for job in jobs.items),
         "base": str(request.base_url).rstrip("/"),
     }
-    return _templates.TemplateResponse(request, "home.html", context, headers=_HEADERS)
+    return HTMLResponse(render("home.html", **context), headers=_HEADERS)
+
+
+@router.get("/mixtures/{ref}", name="mixture", response_class=HTMLResponse)
+def mixture(manifest: ExistingMixture) -> Response:
+    """One mixture and its report."""
+    return HTMLResponse(served_page(manifest), headers=_HEADERS)
