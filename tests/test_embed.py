@@ -249,7 +249,8 @@ def test_killed_workers_are_replaced_and_no_row_is_reported_twice(
 
     progress = Recorder(on_advance=kill_all)
     manifest = embed(store, workers=2, progress=progress)
-    assert sum("its worker died" in note for note in progress.notes) == 2
+    # The worker that advanced had a shard; the other one may still have been starting when both were killed.
+    assert 1 <= sum("its worker died" in note for note in progress.notes) <= 2
     assert progress.done == len(texts)
     expected = load_encoder(ENCODER).encode(texts)
     np.testing.assert_array_equal(Embeddings.open(store, manifest.ref).matrix(), expected)
