@@ -65,11 +65,12 @@ def planted_pool() -> Pool:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The mixtures paser@1, tags@1 and plain@1 of one pool; nothing in it is changed by a test."""
+    """The mixtures paser@1, auto@1, tags@1 and plain@1 of one pool; nothing in it is changed by a test."""
     store = Store(tmp_path_factory.mktemp("report") / "home")
     pool = planted_pool()
     requests = {
         "paser": ({"kind": "paser", "clusters": 4}, {"tokens": 6000}),
+        "auto": ({"kind": "paser", "clusters": "auto"}, {"tokens": 6000}),
         "tags": ({"kind": "domain-tags", "template": "[{source}]"}, {"documents": 20}),
         "plain": ({"kind": "proportional"}, {"documents": 20}),
     }
@@ -100,6 +101,18 @@ def texts(figure: Figure) -> list[str]:
 
 
 # What is drawn
+
+
+def test_the_page_shows_the_numbers_of_clusters_that_were_tried(store: Store, client: TestClient) -> None:
+    manifest = store.manifest("auto", "mixture")
+    assert isinstance(manifest, MixtureManifest)
+    candidates = manifest.report["clustering"]["candidates"]
+    page = client.get("/mixtures/auto").text
+    for each in candidates:
+        row = f'{each["k"]}</th><td class="number">{short(each["eigengap"])}</td>'
+        assert row in page
+    assert [each["k"] for each in candidates if each["chosen"]] == [4]
+    assert "Numbers of clusters that were tried" not in client.get("/mixtures/paser").text
 
 
 def test_bars_are_what_the_documents_say(store: Store, manifest: MixtureManifest) -> None:

@@ -35,7 +35,7 @@ Int32Array = npt.NDArray[np.int32]
 LEAST_LANDMARKS, MOST_LANDMARKS = 2000, 5000
 _DOCUMENTS_PER_LANDMARK = 8
 _TRAINED_PER_LANDMARK = 8
-_LANDMARK_ITERATIONS = 4
+_LANDMARK_ITERATIONS = 2
 
 _ISOLATED = 0.9
 """An eigenvalue of the graph above this stands for a piece that hardly any edge leaves."""
