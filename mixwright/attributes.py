@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
+import pyarrow as pa
 
 from mixwright.corpora import Corpus
 from mixwright.errors import AlignmentError, DataError
@@ -52,6 +53,10 @@ class Attributes:
                 f"attributes {self.manifest.ref} ({self.manifest.n_rows} rows of {self.manifest.corpus}) are not "
                 f"of corpus {corpus.manifest.ref} ({len(corpus)} rows): make them for that corpus"
             )
+
+    def rows(self, offset: int, length: int) -> pa.Table:
+        """Rows ``offset … offset + length - 1`` in row order (fewer at the end)."""
+        return self.scan().slice(offset, length).collect().to_arrow()
 
     def scan(self) -> pl.LazyFrame:
         """All rows in row order, lazily."""

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from fastapi.testclient import TestClient
 from support import document_table
 
 from mixwright.attributes import Attributes
+from mixwright.config import Settings
 from mixwright.corpora import Corpus
 from mixwright.errors import AlignmentError, DataError
 from mixwright.fingerprint import fingerprint
@@ -29,6 +31,7 @@ from mixwright.schemas.requests import AssignRequest
 from mixwright.selectors.paser import Paser
 from mixwright.selectors.paser_report import read_clustering
 from mixwright.selectors.requests import SelectRequest
+from mixwright.service.app import create_app
 from mixwright.store import Store
 
 ENCODER = "hashing:48"
@@ -180,3 +183,13 @@ def test_examples_are_embedded_and_recorded(store: Store, scored: CorpusManifest
     (component,) = manifest.components
     rows = np.load(store.directory(manifest) / str(component.remainder_file))
     assert set(rows % 4) == {2}
+
+
+def test_rows_of_attributes_are_served_in_the_corpuss_order(store: Store, scored: CorpusManifest) -> None:
+    with TestClient(create_app(Settings(home=store.home), run_worker=False)) as client:
+        page = client.get("/v1/attributes/scores/rows", params={"offset": 65, "length": 10}).json()
+        assert client.get("/v1/attributes/others/rows").status_code == 404
+    expected = np.linspace(0.01, 0.6, 300)[65:75]
+    assert [row["row_idx"] for row in page["rows"]] == list(range(65, 75))
+    np.testing.assert_allclose([row["row"]["jsd"] for row in page["rows"]], expected, rtol=1e-6)
+    assert page["num_rows_total"] == 300

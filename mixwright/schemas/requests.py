@@ -100,7 +100,7 @@ class ScoreRequest(_Request):
     cache_top_k: int | None = Field(
         default=None,
         ge=1,
-        description="run one model after the other, keeping the original's k likeliest tokens; default: both at once",
+        description="run one model after the other, keeping the original's k likeliest tokens; default: both",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="resource")
     workers: int | None = Field(default=None, ge=1, description="resource: default one a core or GPU")

@@ -9,6 +9,7 @@ from pydantic import StringConstraints
 
 from mixwright.errors import ConfigError
 from mixwright.schemas.references import REFERENCE_PATTERN
+from mixwright.service.viewer import ROWS_PER_PAGE
 
 Ref = Annotated[
     str,
@@ -22,6 +23,8 @@ Ref = Annotated[
     ),
 ]
 Limit = Annotated[int, Query(ge=1, le=1000, description="items a page")]
+Offset = Annotated[int, Query(ge=0, description="first row")]
+Length = Annotated[int, Query(ge=1, le=ROWS_PER_PAGE, description="rows, at most")]
 # PostgreSQL holds no NUL characters, so nothing with one can be found.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 Cursor = Annotated[Text | None, Query(min_length=1, description="`next_cursor` of the page before")]

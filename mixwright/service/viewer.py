@@ -1,4 +1,4 @@
-"""Pages of a corpus's rows, with the field names of the Hugging Face dataset viewer."""
+"""Pages of rows of a corpus or of attributes, with the field names of the Hugging Face dataset viewer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ MAX_PAGE_CHARACTERS = 10_000_000
 
 
 def rows_page(table: pa.Table, offset: int, n_total: int, max_characters: int = MAX_PAGE_CHARACTERS) -> RowsPage:
-    """The page that shows ``table``, the rows from ``offset`` on of a corpus of ``n_total`` rows.
+    """The page that shows ``table``, the rows from ``offset`` on of ``n_total`` rows.
 
     Texts are exact, unless all of them together have more than ``max_characters``: then each is cut to its equal
     share of that, and the row says so. Asking for fewer rows gets more of each.
     """
     rows = table.to_pylist()
-    whole = sum(len(row["text"]) for row in rows) <= max_characters
+    whole = sum(len(row.get("text", "")) for row in rows) <= max_characters
     limit = None if whole else max_characters // len(rows)
     return RowsPage(
         features=[
@@ -36,7 +36,7 @@ def rows_page(table: pa.Table, offset: int, n_total: int, max_characters: int = 
 
 def _row(row_idx: int, row: dict[str, Any], limit: int | None) -> Row:
     cut = limit is not None and len(row["text"]) > limit
-    shown = row | {"metadata": json.loads(row["metadata"])}
+    shown = row | {"metadata": json.loads(row["metadata"])} if "metadata" in row else row
     if cut:
         shown["text"] = row["text"][:limit]
     return Row(row_idx=row_idx, row=shown, truncated_cells=["text"] if cut else [])

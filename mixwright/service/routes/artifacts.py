@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from mixwright.attributes import Attributes
 from mixwright.jobs.pages import Page
 from mixwright.schemas.catalog import (
     ArtifactSummary,
@@ -12,12 +13,14 @@ from mixwright.schemas.catalog import (
     EmbeddingsDetail,
     IndexDetail,
     ManifestDetail,
+    RowsPage,
 )
 from mixwright.schemas.references import Kind
 from mixwright.service.caching import cache_headers, not_modified
 from mixwright.service.problems import problem_responses
-from mixwright.service.queries import Cursor, Limit, Ref
+from mixwright.service.queries import Cursor, Length, Limit, Offset, Ref
 from mixwright.service.state import ServicesDep
+from mixwright.service.viewer import ROWS_PER_PAGE, rows_page
 
 
 def add_list(router: APIRouter, path: str, kind: Kind) -> None:
@@ -59,6 +62,29 @@ def add_manifest(router: APIRouter, path: str, kind: Kind, model: type[ManifestD
 router = APIRouter(tags=["attributes, embeddings and indexes"])
 add_list(router, "/v1/attributes", "attributes")
 add_manifest(router, "/v1/attributes", "attributes", AttributesDetail)
+
+
+@router.get(
+    "/v1/attributes/{ref}/rows",
+    name="get_attributes_rows",
+    summary="Rows of attributes",
+    response_model=RowsPage,
+    responses={304: {"description": "not changed"}, **problem_responses(404)},
+)
+def attributes_rows(
+    request: Request, services: ServicesDep, ref: Ref, offset: Offset = 0, length: Length = ROWS_PER_PAGE
+) -> Response:
+    """A page of rows in the corpus's row order, with the field names of the Hugging Face dataset viewer."""
+    manifest = services.catalog.manifest(ref, "attributes")
+    headers = cache_headers(ref, manifest.fingerprint, "rows", offset, length)
+    unchanged = not_modified(request, headers)
+    if unchanged is not None:
+        return unchanged
+    attributes = Attributes.open(services.store, manifest.ref)
+    page = rows_page(attributes.rows(offset, length), offset, attributes.manifest.n_rows)
+    return Response(page.model_dump_json(), headers=headers, media_type="application/json")
+
+
 add_list(router, "/v1/embeddings", "embeddings")
 add_manifest(router, "/v1/embeddings", "embeddings", EmbeddingsDetail)
 add_list(router, "/v1/indexes", "index")

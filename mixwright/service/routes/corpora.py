@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
 from mixwright.schemas.catalog import CorpusDetail, CorpusStatistics, RowsPage
 from mixwright.service.caching import cache_headers, not_modified
 from mixwright.service.problems import problem_responses
-from mixwright.service.queries import Ref
+from mixwright.service.queries import Length, Offset, Ref
 from mixwright.service.routes.artifacts import add_list, add_manifest
 from mixwright.service.state import ServicesDep
 from mixwright.service.statistics import cached_statistics
@@ -35,8 +33,8 @@ def corpus_rows(
     request: Request,
     services: ServicesDep,
     ref: Ref,
-    offset: Annotated[int, Query(ge=0, description="first row")] = 0,
-    length: Annotated[int, Query(ge=1, le=ROWS_PER_PAGE, description="rows, at most")] = ROWS_PER_PAGE,
+    offset: Offset = 0,
+    length: Length = ROWS_PER_PAGE,
 ) -> Response:
     """A page of rows in row order, with the field names of the Hugging Face dataset viewer.
 
