@@ -44,7 +44,10 @@ _LEAST_PER_CLUSTER, _COARSEST = 20, 250
 
 _MOST_CLUSTERS, _CANDIDATES, _STABILITY_SEEDS = 30, 5, 3
 _SUBSAMPLE = 0.8
-_BLOCK_ROWS = 4096
+_SAME = 2e-5
+"""Squared distance below which two landmarks are the same: unit vectors with a cosine of 0.99999."""
+
+_BLOCK_ROWS, _COMPARED_AT_ONCE = 4096, 512
 _COUNTED = 16_384
 
 
@@ -127,8 +130,8 @@ def fit_clustering(
     sample = _sample(reader, seed)
     landmarks = _landmarks(sample, len(reader), seed, device)
     with _one_blas_thread():
-        clustering = _cluster(landmarks, n_clusters, seed, neighbours)
-    clustering = replace(clustering, votes=votes)
+        clustering = _cluster(_distinct(landmarks), n_clusters, seed, neighbours)
+    clustering = replace(clustering, votes=votes, seed=seed, neighbours=neighbours)
     counted = clustering.assign(sample[:: -(-len(sample) // _COUNTED)])
     return numbered_by_size(clustering, counted)
 
@@ -164,6 +167,21 @@ def _landmarks(sample: FloatArray, n: int, seed: int, device: Device) -> FloatAr
     return spherical_kmeans(sample, m, seed=seed, iterations=_LANDMARK_ITERATIONS, device=device)
 
 
+def _distinct(landmarks: FloatArray) -> FloatArray:
+    """The landmarks (m, d) without those that an earlier one equals, to encoders' precision.
+
+    Many documents may share one instruction; k-means then has centroids to spare, and puts them on the same spot.
+    """
+    lengths = (landmarks * landmarks).sum(axis=1)
+    new = np.ones(len(landmarks), dtype=np.bool_)
+    for start in range(0, len(landmarks), _COMPARED_AT_ONCE):
+        stop = min(start + _COMPARED_AT_ONCE, len(landmarks))
+        distances = lengths[start:stop, None] + lengths[:stop] - 2 * landmarks[start:stop] @ landmarks[:stop].T
+        earlier = np.tri(stop - start, stop, start - 1, dtype=np.bool_)
+        new[start:stop] = ~((distances < _SAME) & earlier).any(axis=1)
+    return landmarks[new]
+
+
 def _cluster(landmarks: FloatArray, n_clusters: int | Literal["auto"], seed: int, neighbours: int) -> Clustering:
     m = len(landmarks)
     most = min(_MOST_CLUSTERS, m // 2) if n_clusters == "auto" else n_clusters
@@ -172,7 +190,8 @@ def _cluster(landmarks: FloatArray, n_clusters: int | Literal["auto"], seed: int
     spectrum = _spectrum(landmarks, most, seed, neighbours)
     candidates = _candidates(spectrum, most, seed) if n_clusters == "auto" else ()
     k = next((each["k"] for each in candidates if each["chosen"]), 1 if n_clusters == "auto" else most)
-    h, residual = factorize(spectrum.matrix, _start(spectrum, k, seed), k)
+    start = start_labels(diffusion_coordinates(spectrum.values[:k], spectrum.vectors[:, :k]), k, seed)
+    h, residual = factorize(spectrum.matrix, start, k)
     memberships = (h / h.sum(axis=1, keepdims=True)).astype(np.float32)
     return Clustering(
         spectrum.landmarks,
@@ -182,8 +201,6 @@ def _cluster(landmarks: FloatArray, n_clusters: int | Literal["auto"], seed: int
         eigenvalues=spectrum.values,
         candidates=candidates,
         residual=residual,
-        seed=seed,
-        neighbours=neighbours,
     )
 
 
@@ -204,10 +221,6 @@ def _spectrum(landmarks: FloatArray, most: int, seed: int, neighbours: int) -> _
         landmarks = spherical_kmeans(landmarks, half, seed=seed, iterations=_LANDMARK_ITERATIONS)
 
 
-def _start(spectrum: _Spectrum, k: int, seed: int) -> Int64Array:
-    return start_labels(diffusion_coordinates(spectrum.values[:k], spectrum.vectors[:, :k]), k, seed)
-
-
 def _candidates(spectrum: _Spectrum, most: int, seed: int) -> tuple[dict[str, Any], ...]:
     """The numbers of clusters, 2 to ``most``, with the largest eigengaps, and how stable each is."""
     gaps = spectrum.values[1:most] - spectrum.values[2 : most + 1]
@@ -226,9 +239,9 @@ def _stability(spectrum: _Spectrum, k: int, seed: int) -> float:
     coordinates = diffusion_coordinates(spectrum.values[:k], spectrum.vectors[:, :k])
     m, labellings = len(coordinates), []
     for number in range(_STABILITY_SEEDS):
-        rows = np.random.default_rng([seed, number]).choice(m, size=max(int(_SUBSAMPLE * m), k), replace=False)
-        centroids = spherical_kmeans(coordinates[rows], k, seed=seed + number, iterations=25)
-        start = (coordinates @ centroids.T).argmax(axis=1)
+        draw = np.random.default_rng([seed, number])
+        rows = draw.choice(m, size=max(int(_SUBSAMPLE * m), k), replace=False)
+        start = start_labels(coordinates, k, seed + number, rows)
         labellings.append(factorize(spectrum.matrix, start, k).h.argmax(axis=1))
     return float(np.mean([adjusted_rand_score(a, b) for a, b in combinations(labellings, 2)]))
 

@@ -125,9 +125,10 @@ def diffusion_coordinates(values: Float64Array, vectors: Float64Array) -> FloatA
     return unit
 
 
-def start_labels(coordinates: FloatArray, k: int, seed: int) -> Int64Array:
-    """Labels (m,) of k-means over the coordinates (m, ·)."""
-    centroids = spherical_kmeans(coordinates, k, seed=seed, iterations=_START_ITERATIONS, restarts=_START_RESTARTS)
+def start_labels(coordinates: FloatArray, k: int, seed: int, rows: Int64Array | None = None) -> Int64Array:
+    """Labels (m,) of k-means over the coordinates (m, ·), or over some ``rows`` of them that all others follow."""
+    trained = coordinates if rows is None else coordinates[rows]
+    centroids = spherical_kmeans(trained, k, seed=seed, iterations=_START_ITERATIONS, restarts=_START_RESTARTS)
     labels: Int64Array = (coordinates @ centroids.T).argmax(axis=1)
     return labels
 
