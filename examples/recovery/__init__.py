@@ -1,0 +1,1 @@
+"""Parts of the pruning-and-recovery experiment ``paser_recovery.py``."""
