@@ -67,7 +67,7 @@ def agreement(a: Labels, b: Labels) -> float:
 
 
 def relative_graph(m: int = 400) -> csr_array:
-    return normalised(neighbour_graph(blobs(m, 4)[0], 20))
+    return normalised(neighbour_graph(blobs(m, 4)[0], 20), np.ones(m))
 
 
 # The whole
@@ -267,16 +267,44 @@ def test_eigenvectors_are_those_of_a_dense_solver(k: int) -> None:
 def test_no_eigenvalue_of_separate_islands_is_missed() -> None:
     rng = np.random.default_rng(2)
     vectors = near(np.repeat(np.eye(12, 64, dtype=np.float32), 60, axis=0), 0.97, rng)
-    matrix = normalised(neighbour_graph(vectors, 30))
+    matrix = normalised(neighbour_graph(vectors, 30), np.ones(len(vectors)))
     values, _ = leading_eigenvectors(matrix, 13, seed=0)
     np.testing.assert_allclose(values, np.linalg.eigvalsh(matrix.toarray())[::-1][:13], atol=1e-5)
+
+
+def test_copies_count_as_if_each_stood_in_the_graph_apart() -> None:
+    rng = np.random.default_rng(4)
+    graph = neighbour_graph(blobs(60, 3)[0], 12)
+    copies = rng.integers(1, 6, 60)
+    node = np.repeat(np.arange(60), copies)
+    apart = graph.toarray()[np.ix_(node, node)]
+    apart[node[:, None] == node] = 1
+    np.fill_diagonal(apart, 0)
+    degrees = apart.sum(axis=1)
+    dense = apart / np.sqrt(degrees[:, None] * degrees)
+    reduced = normalised(graph, copies.astype(np.float64)).toarray()
+    # Vectors that do not tell copies apart: √c_i each in the reduced space.
+    spread = np.eye(60)[node] / np.sqrt(copies)
+    np.testing.assert_allclose(spread.T @ dense @ spread, reduced, atol=1e-12)
+    np.testing.assert_allclose(dense @ spread, spread @ reduced, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [900, 3000])
+def test_an_instruction_that_many_documents_share_is_a_cluster_of_its_own(n: int) -> None:
+    """As "Classify the customer's intent." is, when only instructions are embedded."""
+    vectors, groups = blobs(n, 3)
+    shared = np.repeat(unit(np.random.default_rng(9).standard_normal((1, vectors.shape[1]))), n // 4, axis=0)
+    every = np.concatenate([vectors, shared.astype(np.float32)])
+    labels = fit_clustering(every, n_clusters=4, seed=0).assign(every)
+    assert agreement(np.concatenate([groups, np.full(n // 4, 3)]), labels) > 0.97
 
 
 def test_the_factorization_never_gets_worse_and_takes_the_documented_step() -> None:
     matrix, k = relative_graph(), 4
     dense = matrix.toarray()
     start = np.random.default_rng(0).integers(k, size=len(dense))
-    steps = [factorize(matrix, start, k, iterations=number) for number in range(1, 40)]
+    once = np.ones(len(dense))
+    steps = [factorize(matrix, once, start, k, iterations=number) for number in range(1, 40)]
     objective = [np.linalg.norm(dense - each.h @ each.h.T) for each in steps]
     assert (np.diff(objective) <= 1e-12).all()
     assert objective[-1] < objective[0]

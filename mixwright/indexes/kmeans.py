@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from mixwright.errors import ConfigError
 from mixwright.indexes.faiss_import import Device, import_faiss, resolve_device
@@ -12,13 +13,21 @@ _LARGEST_SEED = 2**31 - 1
 
 
 def spherical_kmeans(
-    vectors: FloatArray, k: int, *, seed: int, iterations: int, restarts: int = 1, device: Device = "cpu"
+    vectors: FloatArray,
+    k: int,
+    *,
+    seed: int,
+    iterations: int,
+    restarts: int = 1,
+    weights: npt.NDArray[np.floating] | None = None,
+    device: Device = "cpu",
 ) -> FloatArray:
     """Centroids (k, d), float32, of unit length, of ``vectors`` (n, d) with unit rows and n ≥ k.
 
-    All vectors are trained on: choose the sample before. Of several ``restarts`` the one with the largest sum of
-    cosines is kept. A centroid is zero only where all vectors are. On a CPU the same input and seed give the same
-    bytes whatever the number of threads. Raises ConfigError for k outside of [1, n], or a GPU that is not there.
+    ``weights`` (n,) say how often each vector counts; default: once. All vectors are trained on: choose the
+    sample before. Of several ``restarts`` the one with the largest sum of cosines is kept. A centroid is zero only
+    where all vectors are. On a CPU the same input and seed give the same bytes whatever the number of threads.
+    Raises ConfigError for k outside of [1, n], or a GPU that is not there.
     """
     if not 1 <= k <= len(vectors):
         raise ConfigError(f"k-means of {len(vectors):,} vectors into {k:,}: ask for 1 to {len(vectors):,}")
@@ -33,6 +42,7 @@ def spherical_kmeans(
         min_points_per_centroid=1,
         max_points_per_centroid=len(vectors),
     )
-    kmeans.train(np.ascontiguousarray(vectors, dtype=np.float32))
+    weighed = None if weights is None else np.ascontiguousarray(weights, dtype=np.float32)
+    kmeans.train(np.ascontiguousarray(vectors, dtype=np.float32), weights=weighed)
     centroids: FloatArray = kmeans.centroids
     return centroids

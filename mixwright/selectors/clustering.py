@@ -47,6 +47,9 @@ _SUBSAMPLE = 0.8
 _SAME = 2e-5
 """Squared distance below which two landmarks are the same: unit vectors with a cosine of 0.99999."""
 
+_EQUAL = 0.9999
+"""Cosine from which on a document is a landmark's own place; k-means may mix another document into many copies."""
+
 _BLOCK_ROWS, _COMPARED_AT_ONCE = 4096, 512
 _COUNTED = 16_384
 
@@ -102,8 +105,15 @@ class Clustering:
         return self.vote(*self.nearest_landmarks(vectors))
 
 
+class _Landmarks(NamedTuple):
+    """Landmarks (m, d), and ``copies`` (m,): documents that each equals, by those a usual one stands for."""
+
+    places: FloatArray
+    copies: Float64Array
+
+
 class _Spectrum(NamedTuple):
-    landmarks: FloatArray
+    landmarks: _Landmarks
     matrix: Any
     values: Float64Array
     vectors: Float64Array
@@ -130,7 +140,7 @@ def fit_clustering(
     sample = _sample(reader, seed)
     landmarks = _landmarks(sample, len(reader), seed, device)
     with _one_blas_thread():
-        clustering = _cluster(_distinct(landmarks), n_clusters, seed, neighbours)
+        clustering = _cluster(landmarks, n_clusters, seed, neighbours)
     clustering = replace(clustering, votes=votes, seed=seed, neighbours=neighbours)
     counted = clustering.assign(sample[:: -(-len(sample) // _COUNTED)])
     return numbered_by_size(clustering, counted)
@@ -159,42 +169,53 @@ def _sample(vectors: Vectors, seed: int) -> FloatArray:
     return finite_rows(vectors, np.sort(rows))
 
 
-def _landmarks(sample: FloatArray, n: int, seed: int, device: Device) -> FloatArray:
-    """Landmarks (m, d) of n documents: each different one, or centroids of k-means."""
+def _landmarks(sample: FloatArray, n: int, seed: int, device: Device) -> _Landmarks:
+    """Landmarks of n documents: each different one, or centroids of k-means."""
     if n <= LEAST_LANDMARKS:
-        return np.unique(sample, axis=0)
+        places, counts = np.unique(sample, axis=0, return_counts=True)
+        return _distinct(places, counts.astype(np.float64))
     m = min(max(n // _DOCUMENTS_PER_LANDMARK, LEAST_LANDMARKS), MOST_LANDMARKS)
-    return spherical_kmeans(sample, m, seed=seed, iterations=_LANDMARK_ITERATIONS, device=device)
+    centroids = spherical_kmeans(sample, m, seed=seed, iterations=_LANDMARK_ITERATIONS, device=device)
+    # Many documents may share one instruction; k-means then has centroids to spare, and puts them on one spot.
+    places = _distinct(centroids, np.ones(m)).places
+    counted = sample[:: -(-len(sample) // _COUNTED)]
+    nearest, similarities = Clustering(places, np.zeros(len(places), np.int64), 1, votes=1).nearest_landmarks(
+        counted
+    )
+    equal = np.bincount(nearest[similarities >= _EQUAL], minlength=len(places))
+    return _Landmarks(places, np.maximum(equal * len(places) / len(counted), 1.0))
 
 
-def _distinct(landmarks: FloatArray) -> FloatArray:
-    """The landmarks (m, d) without those that an earlier one equals, to encoders' precision.
+def _distinct(places: FloatArray, copies: Float64Array) -> _Landmarks:
+    """The places (m, d) without those that an earlier one equals, to encoders' precision; copies are added up."""
+    lengths = (places * places).sum(axis=1)
+    first = np.arange(len(places))
+    for start in range(0, len(places), _COMPARED_AT_ONCE):
+        stop = min(start + _COMPARED_AT_ONCE, len(places))
+        distances = lengths[start:stop, None] + lengths[:stop] - 2 * places[start:stop] @ places[:stop].T
+        earlier = (distances < _SAME) & np.tri(stop - start, stop, start - 1, dtype=np.bool_)
+        for row in np.flatnonzero(earlier.any(axis=1)):
+            first[start + row] = first[earlier[row].argmax()]
+    kept = first == np.arange(len(places))
+    together = np.bincount(first, weights=copies, minlength=len(places))[kept]
+    # Texts without a word have zeros for a vector: that they do makes them no cluster.
+    return _Landmarks(places[kept], np.where(lengths[kept] > 0, together, 1.0))
 
-    Many documents may share one instruction; k-means then has centroids to spare, and puts them on the same spot.
-    """
-    lengths = (landmarks * landmarks).sum(axis=1)
-    new = np.ones(len(landmarks), dtype=np.bool_)
-    for start in range(0, len(landmarks), _COMPARED_AT_ONCE):
-        stop = min(start + _COMPARED_AT_ONCE, len(landmarks))
-        distances = lengths[start:stop, None] + lengths[:stop] - 2 * landmarks[start:stop] @ landmarks[:stop].T
-        earlier = np.tri(stop - start, stop, start - 1, dtype=np.bool_)
-        new[start:stop] = ~((distances < _SAME) & earlier).any(axis=1)
-    return landmarks[new]
 
-
-def _cluster(landmarks: FloatArray, n_clusters: int | Literal["auto"], seed: int, neighbours: int) -> Clustering:
-    m = len(landmarks)
+def _cluster(landmarks: _Landmarks, n_clusters: int | Literal["auto"], seed: int, neighbours: int) -> Clustering:
+    m = len(landmarks.places)
     most = min(_MOST_CLUSTERS, m // 2) if n_clusters == "auto" else n_clusters
     if m == 1 or most >= m:
-        return Clustering(landmarks, np.arange(m), m, memberships=np.eye(m, dtype=np.float32))
+        return Clustering(landmarks.places, np.arange(m), m, memberships=np.eye(m, dtype=np.float32))
     spectrum = _spectrum(landmarks, most, seed, neighbours)
     candidates = _candidates(spectrum, most, seed) if n_clusters == "auto" else ()
     k = next((each["k"] for each in candidates if each["chosen"]), 1 if n_clusters == "auto" else most)
-    start = start_labels(diffusion_coordinates(spectrum.values[:k], spectrum.vectors[:, :k]), k, seed)
-    h, residual = factorize(spectrum.matrix, start, k)
+    coordinates = diffusion_coordinates(spectrum.values[:k], spectrum.vectors[:, :k])
+    copies = spectrum.landmarks.copies
+    h, residual = factorize(spectrum.matrix, copies, start_labels(coordinates, copies, k, seed), k)
     memberships = (h / h.sum(axis=1, keepdims=True)).astype(np.float32)
     return Clustering(
-        spectrum.landmarks,
+        spectrum.landmarks.places,
         h.argmax(axis=1),
         k,
         memberships=memberships,
@@ -204,7 +225,7 @@ def _cluster(landmarks: FloatArray, n_clusters: int | Literal["auto"], seed: int
     )
 
 
-def _spectrum(landmarks: FloatArray, most: int, seed: int, neighbours: int) -> _Spectrum:
+def _spectrum(landmarks: _Landmarks, most: int, seed: int, neighbours: int) -> _Spectrum:
     """Graph and eigenvectors of the landmarks, or of fewer and coarser ones.
 
     Where the graph has more than ``most`` pieces that hardly any edge leaves (many texts of few templates), its
@@ -213,12 +234,20 @@ def _spectrum(landmarks: FloatArray, most: int, seed: int, neighbours: int) -> _
     piece.
     """
     while True:
-        matrix = normalised(neighbour_graph(landmarks, neighbours))
+        matrix = normalised(neighbour_graph(landmarks.places, neighbours), landmarks.copies)
         values, vectors = leading_eigenvectors(matrix, most + 1, seed)
-        half = len(landmarks) // 2
+        half = len(landmarks.places) // 2
         if values[most] < _ISOLATED or half < max(_COARSEST, _LEAST_PER_CLUSTER * most):
             return _Spectrum(landmarks, matrix, values, vectors)
-        landmarks = spherical_kmeans(landmarks, half, seed=seed, iterations=_LANDMARK_ITERATIONS)
+        landmarks = _halved(landmarks, half, seed)
+
+
+def _halved(landmarks: _Landmarks, half: int, seed: int) -> _Landmarks:
+    """``half`` as many landmarks, each of which stands for twice as many documents."""
+    places, copies = landmarks
+    coarse = spherical_kmeans(places, half, seed=seed, iterations=_LANDMARK_ITERATIONS, weights=copies)
+    nearest = (places @ coarse.T).argmax(axis=1)
+    return _distinct(coarse, 1 + np.bincount(nearest, weights=copies - 1, minlength=half) / 2)
 
 
 def _candidates(spectrum: _Spectrum, most: int, seed: int) -> tuple[dict[str, Any], ...]:
@@ -237,12 +266,12 @@ def _stability(spectrum: _Spectrum, k: int, seed: int) -> float:
     from sklearn.metrics import adjusted_rand_score
 
     coordinates = diffusion_coordinates(spectrum.values[:k], spectrum.vectors[:, :k])
-    m, labellings = len(coordinates), []
+    m, labellings, copies = len(coordinates), [], spectrum.landmarks.copies
     for number in range(_STABILITY_SEEDS):
         draw = np.random.default_rng([seed, number])
         rows = draw.choice(m, size=max(int(_SUBSAMPLE * m), k), replace=False)
-        start = start_labels(coordinates, k, seed + number, rows)
-        labellings.append(factorize(spectrum.matrix, start, k).h.argmax(axis=1))
+        start = start_labels(coordinates, copies, k, seed + number, rows)
+        labellings.append(factorize(spectrum.matrix, copies, start, k).h.argmax(axis=1))
     return float(np.mean([adjusted_rand_score(a, b) for a, b in combinations(labellings, 2)]))
 
 

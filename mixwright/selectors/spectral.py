@@ -86,12 +86,18 @@ def _symmetric(rows: Int64Array, columns: Int64Array, weights: npt.NDArray[np.fl
     return (directed + directed.T).tocsr() / 2
 
 
-def normalised(graph: csr_array) -> csr_array:
-    """M = D^-½ A D^-½ of a graph without isolated nodes; its eigenvalues are in [−1, 1]."""
+def normalised(graph: csr_array, copies: Float64Array) -> csr_array:
+    """M = D^-½ A D^-½ of a graph (m, m) without isolated nodes; its eigenvalues are in [−1, 1].
+
+    Node i stands for ``copies`` (m,) ≥ 1 equal documents, joined to each other by edges of weight 1. M is that of
+    the graph of all of them, on the vectors that do not tell copies apart: √(c_i c_j) A_ij / √(d_i d_j), and
+    (c_i − 1) / d_i on the diagonal, for d_i = Σ_j c_j A_ij + c_i − 1.
+    """
     from scipy.sparse import diags_array
 
-    scale = diags_array(1 / np.sqrt(graph.sum(axis=1)))
-    return (scale @ graph @ scale).tocsr()
+    degrees = graph @ copies + copies - 1
+    scale = diags_array(np.sqrt(copies / degrees))
+    return (scale @ graph @ scale + diags_array((copies - 1) / degrees)).tocsr()
 
 
 def leading_eigenvectors(matrix: csr_array, k: int, seed: int) -> tuple[Float64Array, Float64Array]:
@@ -125,21 +131,35 @@ def diffusion_coordinates(values: Float64Array, vectors: Float64Array) -> FloatA
     return unit
 
 
-def start_labels(coordinates: FloatArray, k: int, seed: int, rows: Int64Array | None = None) -> Int64Array:
-    """Labels (m,) of k-means over the coordinates (m, ·), or over some ``rows`` of them that all others follow."""
-    trained = coordinates if rows is None else coordinates[rows]
-    centroids = spherical_kmeans(trained, k, seed=seed, iterations=_START_ITERATIONS, restarts=_START_RESTARTS)
+def start_labels(
+    coordinates: FloatArray, copies: Float64Array, k: int, seed: int, rows: Int64Array | None = None
+) -> Int64Array:
+    """Labels (m,) of k-means over the coordinates (m, ·), or over some ``rows`` of them that all others follow.
+
+    Each counts as often as it has ``copies`` (m,).
+    """
+    trained = np.arange(len(coordinates)) if rows is None else rows
+    centroids = spherical_kmeans(
+        coordinates[trained],
+        k,
+        seed=seed,
+        iterations=_START_ITERATIONS,
+        restarts=_START_RESTARTS,
+        weights=copies[trained],
+    )
     labels: Int64Array = (coordinates @ centroids.T).argmax(axis=1)
     return labels
 
 
-def factorize(matrix: csr_array, labels: Int64Array, k: int, iterations: int = _FACTOR_ITERATIONS) -> Factors:
-    """H ≥ 0 (m, k) that makes ‖M − H Hᵀ‖ small, from hard labels (m,).
+def factorize(
+    matrix: csr_array, copies: Float64Array, labels: Int64Array, k: int, iterations: int = _FACTOR_ITERATIONS
+) -> Factors:
+    """H ≥ 0 (m, k) that makes ‖M − H Hᵀ‖ small, from hard labels (m,) of nodes with ``copies`` (m,).
 
     Each step is H ← H ∘ (½ + ½ M H / (H HᵀH)) (Ding, He and Simon, SDM 2005), under which the norm never grows.
     Stops after ``iterations``, or where H changes no more.
     """
-    h = np.eye(k)[labels] + _START_OFFSET
+    h = (np.eye(k)[labels] + _START_OFFSET) * np.sqrt(copies)[:, None]
     h *= np.sqrt(max(float(np.sum(h * (matrix @ h))), _TINY)) / np.linalg.norm(h.T @ h)
     residual = np.inf
     for _ in range(iterations):
