@@ -204,7 +204,7 @@ def test_the_same_text_in_two_sources_is_taken_once() -> None:
 def test_paper_mode_has_the_published_settings() -> None:
     assert Paser(mode="paper").settings() == ("paper", "top", "paper")
     assert Paser(mode="paper", cost="none").settings().cost == "none"
-    assert Paser().settings().consistency == "conflict"
+    assert Paser().settings() == ("none", "sample", "conflict")
 
 
 @pytest.mark.parametrize("field", [{"clusters": 0}, {"similarity": 1.5}, {"target_share": 0.0}, {"cost": "dear"}])

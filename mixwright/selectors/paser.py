@@ -45,7 +45,8 @@ class Settings(NamedTuple):
 
 
 _BY_MODE = {
-    "landmarks": Settings("tokens", "sample", "conflict"),
+    # What did best in the recovery experiment, see docs/selectors/paser.md.
+    "landmarks": Settings("none", "sample", "conflict"),
     "paper": Settings("paper", "top", "paper"),
 }
 
@@ -74,7 +75,7 @@ class Paser:
     ] = "cds"
     cost: Annotated[
         Cost | None,
-        Field(description="a document's cost against its score; default: tokens, paper under mode=paper"),
+        Field(description="a document's cost against its score; default: none, paper under mode=paper"),
     ] = None
     pick: Annotated[
         Pick | None,
