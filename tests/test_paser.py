@@ -118,7 +118,7 @@ def test_documents_without_a_score_are_counted_and_not_taken(
     assert mixture.n_rows == 400
     assert mixture.report["documents"]["unscored"] == 200
     assert mixture.warnings == ("200 of 600 documents have no jsd and cannot be selected",)
-    with pytest.raises(ShortfallError, match=r"the eligible documents', 400: ask for at most 400 documents"):
+    with pytest.raises(ShortfallError, match=r"the eligible 400: ask for at most 400 documents"):
         Paser(clusters=3).select(pool, Budget(documents=401))
 
 

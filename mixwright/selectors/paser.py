@@ -131,7 +131,7 @@ class Paser:
         scores = self._scores(documents)
         clustering, labels, nearest = self._cluster(documents)
         eligible = np.isfinite(scores) & self._targets(documents, labels, clustering.n_clusters)
-        refuse_shortfall(pool, budget, documents.n_tokens[eligible], "the eligible documents',")
+        refuse_shortfall(pool, budget, documents.n_tokens[eligible], "the eligible")
         values = efficiency(scores, *self._lengths(documents), self.settings().cost)
         evidence = Evidence(documents, labels, clustering, scores, values, eligible)
         conflicts = self._conflicts(evidence, nearest) if self.settings().consistency == "conflict" else None
