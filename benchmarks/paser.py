@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixwright.indexes.encoders import load_encoder
-from mixwright.indexes.kmeans import spherical_kmeans
+from mixwright.indexes.kmeans import kmeans
 from mixwright.indexes.protocols import FloatArray
 from mixwright.schemas.defaults import DEFAULT_ENCODER
 from mixwright.selectors.clustering import fit_clustering
@@ -76,7 +76,7 @@ def sklearn_kmeans(vectors: FloatArray, k: int, seed: int) -> Labels:
 
 
 def faiss_kmeans(vectors: FloatArray, k: int, seed: int) -> Labels:
-    centroids = spherical_kmeans(vectors, k, seed=seed, iterations=25)
+    centroids = kmeans(vectors, k, seed=seed, iterations=25)
     parts = range(0, len(vectors), ROWS_AT_ONCE)
     return np.concatenate([(vectors[at : at + ROWS_AT_ONCE] @ centroids.T).argmax(axis=1) for at in parts])
 

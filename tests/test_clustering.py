@@ -18,7 +18,7 @@ from sklearn.metrics import adjusted_rand_score
 from mixwright.errors import ConfigError, DataError
 from mixwright.indexes.encoders import load_encoder
 from mixwright.indexes.faiss_import import threads
-from mixwright.indexes.kmeans import spherical_kmeans
+from mixwright.indexes.kmeans import kmeans
 from mixwright.indexes.vectors import ArrayVectors
 from mixwright.selectors.clustering import Clustering, fit_clustering
 from mixwright.selectors.paser_paper import gaussian_affinity, laplacian_eigenvectors, paper_clustering
@@ -318,7 +318,7 @@ def test_the_factorization_never_gets_worse_and_takes_the_documented_step() -> N
 
 def test_k_means_centroids_are_the_directions_of_their_vectors() -> None:
     vectors, groups = blobs(600, 5)
-    centroids = spherical_kmeans(vectors, 5, seed=0, iterations=20, restarts=5)
+    centroids = kmeans(vectors, 5, seed=0, iterations=20, restarts=5)
     nearest = (vectors @ centroids.T).argmax(axis=1)
     assert adjusted_rand_score(groups, nearest) == 1
     means = unit(np.stack([vectors[nearest == number].mean(axis=0) for number in range(5)]).astype(np.float64))
@@ -328,7 +328,7 @@ def test_k_means_centroids_are_the_directions_of_their_vectors() -> None:
 @pytest.mark.parametrize("k", [0, 11])
 def test_k_means_refuses_more_centroids_than_vectors(k: int) -> None:
     with pytest.raises(ConfigError, match="k-means of 10 vectors"):
-        spherical_kmeans(blobs(10, 2)[0], k, seed=0, iterations=1)
+        kmeans(blobs(10, 2)[0], k, seed=0, iterations=1)
 
 
 # Inputs of odd form

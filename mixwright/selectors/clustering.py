@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from mixwright.errors import ConfigError, DataError
 from mixwright.indexes.faiss_import import Device, import_faiss
-from mixwright.indexes.kmeans import spherical_kmeans
+from mixwright.indexes.kmeans import kmeans
 from mixwright.indexes.protocols import FloatArray
 from mixwright.indexes.searching import Searcher
 from mixwright.indexes.vectors import ArrayVectors, Vectors, finite_rows
@@ -175,7 +175,7 @@ def _landmarks(sample: FloatArray, n: int, seed: int, device: Device) -> _Landma
         places, counts = np.unique(sample, axis=0, return_counts=True)
         return _distinct(places, counts.astype(np.float64))
     m = min(max(n // _DOCUMENTS_PER_LANDMARK, LEAST_LANDMARKS), MOST_LANDMARKS)
-    centroids = spherical_kmeans(sample, m, seed=seed, iterations=_LANDMARK_ITERATIONS, device=device)
+    centroids = kmeans(sample, m, seed=seed, iterations=_LANDMARK_ITERATIONS, device=device)
     # Many documents may share one instruction; k-means then has centroids to spare, and puts them on one spot.
     places = _distinct(centroids, np.ones(m)).places
     counted = sample[:: -(-len(sample) // _COUNTED)]
@@ -245,7 +245,7 @@ def _spectrum(landmarks: _Landmarks, most: int, seed: int, neighbours: int) -> _
 def _halved(landmarks: _Landmarks, half: int, seed: int) -> _Landmarks:
     """``half`` as many landmarks, each of which stands for twice as many documents."""
     places, copies = landmarks
-    coarse = spherical_kmeans(places, half, seed=seed, iterations=_LANDMARK_ITERATIONS, weights=copies)
+    coarse = kmeans(places, half, seed=seed, iterations=_LANDMARK_ITERATIONS, weights=copies)
     nearest = (places @ coarse.T).argmax(axis=1)
     return _distinct(coarse, 1 + np.bincount(nearest, weights=copies - 1, minlength=half) / 2)
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixwright.indexes.hits import leave_out
-from mixwright.indexes.kmeans import spherical_kmeans
+from mixwright.indexes.kmeans import kmeans
 from mixwright.indexes.protocols import FloatArray
 from mixwright.indexes.recall import brute_force
 from mixwright.indexes.vectors import ArrayVectors
@@ -139,7 +139,7 @@ def start_labels(
     Each counts as often as it has ``copies`` (m,).
     """
     trained = np.arange(len(coordinates)) if rows is None else rows
-    centroids = spherical_kmeans(
+    centroids = kmeans(
         coordinates[trained],
         k,
         seed=seed,
