@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     workers: int | None = Field(
         default=None, ge=1, description="Worker processes of a job; default: one per CPU core or GPU."
     )
+    allow_train_commands: bool = Field(
+        default=False, description="Whether the service runs the programs that a pilot job names as train_command."
+    )
 
     @property
     def catalog_url(self) -> str:

@@ -35,6 +35,7 @@ _FOLDERS: dict[Kind, str] = {
     "index": "indexes",
     "mixture": "mixtures",
     "datastore": "datastores",
+    "results": "results",
 }
 MANIFEST_NAME = "manifest.json"
 

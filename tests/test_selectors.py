@@ -41,11 +41,14 @@ def table(name: str, n: int, mean: float, seed: int = 0) -> pa.Table:
 TABLES = {"long": table("long", 200, 150), "small": table("small", 40, 60), "short": table("short", 900, 20)}
 
 
+WANTED = document_table([f"document {i} of short and {i} of long" for i in range(60)], source="wanted")
+
+
 def pool_of(tables: dict[str, pa.Table], tokenizer: str = "bytes") -> Pool:
-    """A pool with what any selector wants: vectors beside the tables' own attributes."""
-    encoder = load_encoder("hashing:32")
-    vectors = {name: ArrayVectors(encoder.encode(each["text"].to_pylist())) for name, each in tables.items()}
-    return Pool.from_tables(tables, tokenizer, vectors=vectors)
+    """A pool with what any selector wants: vectors and examples beside the tables' own attributes."""
+    encoder, shown = load_encoder("hashing:32"), {**tables, "wanted": WANTED}
+    vectors = {name: ArrayVectors(encoder.encode(each["text"].to_pylist())) for name, each in shown.items()}
+    return Pool.from_tables(shown, tokenizer, vectors=vectors, examples="wanted")
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from mixwright.cli.assign import assign
 from mixwright.cli.catalog import catalog_app, jobs_app
 from mixwright.cli.mixtures import mixture_app
 from mixwright.cli.output import print_error
+from mixwright.cli.pilot import pilot_app
+from mixwright.cli.predict import compare, plan, predict
 from mixwright.cli.report import report
 from mixwright.cli.score import score
 from mixwright.cli.select import select_app
@@ -41,6 +43,10 @@ app.command()(assign)
 app.add_typer(select_app)
 mixture_app.command()(report)
 app.add_typer(mixture_app)
+pilot_app.command("plan")(plan)
+app.add_typer(pilot_app)
+app.command("predict")(predict)
+app.command("compare")(compare)
 app.add_typer(jobs_app)
 app.add_typer(catalog_app)
 

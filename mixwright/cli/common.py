@@ -21,6 +21,7 @@ from mixwright.schemas.manifests import (
     IndexManifest,
     Manifest,
     MixtureManifest,
+    ResultsManifest,
 )
 from mixwright.store import Store
 
@@ -36,9 +37,16 @@ if TYPE_CHECKING:
     from mixwright.service.catalog import Catalog
 
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
+_AnyT = TypeVar("_AnyT")
 _RequestT = TypeVar("_RequestT")
 _ManifestT = TypeVar(
-    "_ManifestT", CorpusManifest, AttributesManifest, EmbeddingsManifest, IndexManifest, MixtureManifest
+    "_ManifestT",
+    CorpusManifest,
+    AttributesManifest,
+    EmbeddingsManifest,
+    IndexManifest,
+    MixtureManifest,
+    ResultsManifest,
 )
 
 
@@ -54,7 +62,7 @@ def build(model: type[_ModelT], **fields: Any) -> _ModelT:
     return validate(TypeAdapter(model), fields)
 
 
-def validate(adapter: TypeAdapter[_ModelT], value: dict[str, Any]) -> _ModelT:
+def validate(adapter: TypeAdapter[_AnyT], value: dict[str, Any]) -> _AnyT:
     """Validate flags; raises ConfigError naming the first that is wrong."""
     try:
         return adapter.validate_python(value)
@@ -65,6 +73,21 @@ def validate(adapter: TypeAdapter[_ModelT], value: dict[str, Any]) -> _ModelT:
         flag = "--" + names[-1].replace("_", "-") if names else "the flags"
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{flag}: {message}") from error
+
+
+def shares_of(text: str, flag: str) -> dict[str, float]:
+    """``wiki=0.7,web=0.3`` as shares by source; raises ConfigError naming the flag."""
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        source, separator, share = (each.strip() for each in part.rpartition("="))
+        try:
+            value = float(share)
+        except ValueError:
+            separator, value = "", 0.0
+        if not separator or not source or source in shares:
+            raise ConfigError(f"{flag}: {text!r} is not a mixture: write shares such as wiki=0.7,web=0.3")
+        shares[source] = value
+    return shares
 
 
 _ValueT = TypeVar("_ValueT")

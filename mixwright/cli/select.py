@@ -13,6 +13,8 @@ from pydantic.fields import FieldInfo
 
 from mixwright.cli.common import Home, Json, build, open_store, run, summary, unescaped
 from mixwright.cli.output import print_json, print_table
+from mixwright.errors import ConfigError
+from mixwright.results import read_runs
 from mixwright.schemas.manifests import MixtureManifest
 from mixwright.selectors.registry import SELECTORS
 from mixwright.selectors.requests import SelectRequest
@@ -41,6 +43,11 @@ def _flag(hint: Any, default: Any) -> tuple[Any, Any]:
         for each in annotations:
             if isinstance(each, FieldInfo) and each.description:
                 description = each.description
+    if default == () and get_origin(base) is not tuple:
+        # Values, or what they are read from: a name or a file.
+        return Annotated[str | None, typer.Option(help=description)], None
+    if get_origin(base) is dict:
+        return Annotated[list[str], typer.Option(help=description)], []
     if get_origin(base) is tuple:
         # A tuple of any length is an option that may come several times.
         base = list[get_args(base)[0]]  # type: ignore[misc]  # only known when it runs
@@ -51,17 +58,61 @@ def _flag(hint: Any, default: Any) -> tuple[Any, Any]:
 
 
 def _command(kind: str, selector: type[Any]) -> Callable[..., None]:
+    own = selector_flags(selector)
+
+    def command(**flags: Any) -> None:
+        parameters = selector_parameters(selector, flags)
+        _select(kind, parameters, **{name: flags[name] for name in _SHARED})
+
+    return with_flags(command, {**_SHARED, **own}, (selector.__doc__ or "").split("\n\n")[0])
+
+
+def selector_flags(selector: type[Any]) -> dict[str, tuple[Any, Any]]:
+    """A selector's parameters as options of a command: annotation and default by name."""
     hints = get_type_hints(selector, include_extras=True)
-    own = {
+    return {
         field.name: _flag(hints[field.name], field.default)
         for field in dataclasses.fields(selector)
         if field.name != "kind"
     }
 
-    def command(**flags: Any) -> None:
-        parameters = {name: unescaped(flags[name]) for name in own}
-        _select(kind, parameters, **{name: flags[name] for name in _SHARED})
 
+def selector_parameters(selector: type[Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """The selector's parameters among the values of a command's options."""
+    hints = get_type_hints(selector, include_extras=True)
+    found = {}
+    for field in dataclasses.fields(selector):
+        value = flags.get(field.name)
+        if field.name == "kind" or (value is None and field.default == ()):
+            continue
+        if get_origin(get_args(hints[field.name])[0]) is dict:
+            value = _named_values(field.name, value or [])
+        elif field.name == "results" and isinstance(value, str) and _is_file(value):
+            value = read_runs(Path(value), flags["source"])
+        found[field.name] = unescaped(value)
+    return found
+
+
+def _is_file(name: str) -> bool:
+    """Whether results are a table of the user's own, and not a published artifact."""
+    return Path(name).suffix in (".csv", ".json", ".jsonl", ".ndjson", ".tsv") or Path(name).is_file()
+
+
+def _named_values(flag: str, given: list[str]) -> dict[str, str]:
+    """``wiki=1000`` to ``{"wiki": "1000"}``; the request says what is wrong with the values."""
+    found = {}
+    for each in given:
+        name, separator, value = each.partition("=")
+        if not separator or name in found:
+            raise ConfigError(f"--{flag.replace('_', '-')} {each}: write NAME=VALUE, each name once")
+        found[name] = value.replace("_", "").replace(",", "")
+    return found
+
+
+def with_flags(
+    command: Callable[..., None], flags: dict[str, tuple[Any, Any]], description: str
+) -> Callable[..., None]:
+    """The command with these options (annotation and default by name), as Typer reads them."""
     parameters = [
         inspect.Parameter(
             name,
@@ -69,11 +120,11 @@ def _command(kind: str, selector: type[Any]) -> Callable[..., None]:
             annotation=annotation,
             default=inspect.Parameter.empty if default is ... else default,
         )
-        for name, (annotation, default) in {**_SHARED, **own}.items()
+        for name, (annotation, default) in flags.items()
     ]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__doc__ = (selector.__doc__ or "").split("\n\n")[0]
+    command.__doc__ = description
     return command
 
 

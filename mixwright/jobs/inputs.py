@@ -15,7 +15,7 @@ import fsspec
 
 from mixwright.fingerprint import fingerprint
 from mixwright.schemas.references import Kind
-from mixwright.schemas.requests import IngestRequest
+from mixwright.schemas.requests import IngestRequest, PilotRequest
 from mixwright.store import Store
 
 _MAX_FILES = 10_000
@@ -24,8 +24,9 @@ _MAX_FILES = 10_000
 _READS: dict[str, tuple[Kind, ...]] = {
     "embed": ("corpus",),
     "index": ("corpus", "embeddings"),
-    "select": ("corpus", "attributes", "embeddings", "index"),
+    "select": ("corpus", "attributes", "embeddings", "index", "results"),
     "assign": ("corpus", "embeddings", "mixture"),
+    "pilot": ("corpus", "embeddings"),
 }
 """Kinds of artifact that a kind of request may read. A score request reads folders of models too: not known."""
 
@@ -38,6 +39,9 @@ def inputs_state(store: Store, request: Any) -> str | None:
     """
     if isinstance(request, IngestRequest):
         return _files_state(request.paths)
+    if isinstance(request, PilotRequest) and request.evaluator == "command":
+        # A program may read anything.
+        return None
     kinds = _READS.get(request.kind)
     if kinds is None:
         return None

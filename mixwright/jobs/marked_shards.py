@@ -142,7 +142,12 @@ def shards_of(corpus: Corpus) -> dict[str, int]:
 
 
 def finish_shards(
-    folder: ShardFolder[MarkT], shards: Mapping[str, int], workers: Workers, stage: str, progress: Progress
+    folder: ShardFolder[MarkT],
+    shards: Mapping[str, int],
+    workers: Workers,
+    stage: str,
+    progress: Progress,
+    unit: str = "documents",
 ) -> dict[str, MarkT]:
     """Do the shards that no earlier run finished; returns the marks of all.
 
@@ -150,7 +155,7 @@ def finish_shards(
     """
     folder.prepare()
     marks = folder.finished(shards)
-    progress.start(stage, total=sum(shards.values()))
+    progress.start(stage, total=sum(shards.values()), unit=unit)
     progress.advance(sum(mark.n_rows for mark in marks.values()))
     missing = [shard for shard in shards if shard not in marks]
     if missing:

@@ -10,16 +10,24 @@ from mixwright.jobs.assign import run_assign
 from mixwright.jobs.embed import run_embed
 from mixwright.jobs.index import run_index
 from mixwright.jobs.ingest import run_ingest
+from mixwright.jobs.pilot import run_pilot
 from mixwright.jobs.score import run_score
 from mixwright.jobs.select import run_select
 from mixwright.progress import Progress
 from mixwright.schemas.manifests import AnyManifest
-from mixwright.schemas.requests import AssignRequest, EmbedRequest, IndexRequest, IngestRequest, ScoreRequest
+from mixwright.schemas.requests import (
+    AssignRequest,
+    EmbedRequest,
+    IndexRequest,
+    IngestRequest,
+    PilotRequest,
+    ScoreRequest,
+)
 from mixwright.selectors.requests import SelectRequest
 from mixwright.store import Store
 
 AnyRequest = Annotated[
-    IngestRequest | EmbedRequest | IndexRequest | ScoreRequest | SelectRequest | AssignRequest,
+    IngestRequest | EmbedRequest | IndexRequest | ScoreRequest | SelectRequest | AssignRequest | PilotRequest,
     Field(discriminator="kind"),
 ]
 REQUEST_ADAPTER: TypeAdapter[AnyRequest] = TypeAdapter(AnyRequest)
@@ -41,3 +49,5 @@ def run_request(store: Store, request: AnyRequest, progress: Progress) -> AnyMan
             return run_select(store, request, progress)
         case AssignRequest():
             return run_assign(store, request, progress)
+        case PilotRequest():
+            return run_pilot(store, request, progress)

@@ -10,16 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixwright.corpora import Corpus
 from mixwright.fingerprint import fingerprint
-from mixwright.indexes.embeddings import Embeddings
-from mixwright.jobs.embed import run_embed
+from mixwright.jobs.samples import make_embeddings
 from mixwright.jobs.vector_map import ray_vector_map
 from mixwright.progress import Progress
 from mixwright.schemas.manifests import FileEntry, MixtureManifest
 from mixwright.schemas.mixtures import MixtureComponent
 from mixwright.schemas.references import parse_reference
-from mixwright.schemas.requests import EmbedRequest
 from mixwright.selectors.domain_tags import KEPT_VALUES
 from mixwright.selectors.mixture import Mixture
 from mixwright.selectors.pool import Pool, Requirements
@@ -38,8 +35,8 @@ def run_select(store: Store, request: SelectRequest, progress: Progress) -> Mixt
     if requirements.score is not None:
         # Before the corpora are embedded, which may take long.
         Pool.open(store, request.sources, requirements).refuse_unscored(requirements.score)
-    embeddings = _embeddings(store, request, requirements, progress)
-    pool = Pool.open(store, request.sources, requirements, embeddings)
+    embeddings, samples = make_embeddings(store, request.sources, requirements, progress)
+    pool = Pool.open(store, request.sources, requirements, embeddings, samples=samples)
     parameters: dict[str, Any] = {"selector": asdict(request.selector), "budget": request.budget.as_dict()}
     identity = fingerprint("mixture", [each.fingerprint for each in pool.inputs], parameters)
     existing = store.existing("mixture", reference, identity)
@@ -54,24 +51,6 @@ def run_select(store: Store, request: SelectRequest, progress: Progress) -> Mixt
         manifest = store.publish(staging, _manifest(mixture, pool, parameters, identity, staging))
     progress.advance()
     return manifest
-
-
-def _embeddings(
-    store: Store, request: SelectRequest, requirements: Requirements, progress: Progress
-) -> dict[str, Embeddings]:
-    """The embeddings that the selector wants, by corpus; those that are not published yet are made."""
-    if requirements.encoder is None:
-        return {}
-    wanted = [*request.sources, *([requirements.examples] if requirements.examples else [])]
-    found = {}
-    for corpus in (Corpus.open(store, reference) for reference in wanted):
-        embed = EmbedRequest(
-            corpus=corpus.manifest.ref,
-            encoder=requirements.encoder,
-            template=requirements.template(corpus.metadata_fields),
-        )
-        found[corpus.manifest.ref] = Embeddings.open(store, run_embed(store, embed, progress).ref, corpus)
-    return found
 
 
 def _manifest(

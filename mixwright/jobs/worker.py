@@ -26,8 +26,9 @@ from mixwright.config import Settings, configure_logging
 from mixwright.errors import ConflictError, JobError, MixwrightError
 from mixwright.jobs.board import LEASE, Board, Claim, log_path
 from mixwright.jobs.database import Database
+from mixwright.jobs.train_command import refuse_train_command
 from mixwright.schemas.jobs import JobProgress, JobResult
-from mixwright.schemas.requests import EmbedRequest
+from mixwright.schemas.requests import EmbedRequest, PilotRequest
 from mixwright.store import Store
 
 _log = logging.getLogger(__name__)
@@ -192,7 +193,9 @@ def _run_claimed(settings: Settings, board: Board, job_id: str) -> int:
     _end_with_parent()
     try:
         request = REQUEST_ADAPTER.validate_python({"kind": job.kind, **job.request})
-        if isinstance(request, EmbedRequest) and request.workers is None:
+        if isinstance(request, PilotRequest):
+            refuse_train_command(request.evaluator, settings)
+        if isinstance(request, EmbedRequest | PilotRequest) and request.workers is None:
             request = request.model_copy(update={"workers": settings.workers})
         progress = BoardProgress(board, claim)
         manifest = run_request(Store(settings.home), request, progress)

@@ -14,6 +14,7 @@ from mixwright.schemas.manifests import (
     IndexManifest,
     Manifest,
     MixtureManifest,
+    ResultsManifest,
 )
 from mixwright.schemas.references import Kind
 
@@ -74,6 +75,20 @@ class IndexDetail(ManifestDetail, IndexManifest):
 
 class MixtureDetail(ManifestDetail, MixtureManifest):
     """The manifest of a mixture."""
+
+
+class ResultsDetail(ManifestDetail, ResultsManifest):
+    """The manifest of results."""
+
+
+class ResultRun(_Model):
+    """One training: its mixture, its size in the unit of the results, and its score."""
+
+    weights: dict[str, float] = Field(description="share of the tokens by source; they sum to 1")
+    size: int
+    score: float
+    seed: int | None = Field(description="null where a table has none")
+    seconds: float | None = Field(description="what it took; no part of the identity")
 
 
 class PlotLinks(_Model):

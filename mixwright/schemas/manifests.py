@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from mixwright.schemas.mixtures import MixtureComponent, Stage, TagPlan
 from mixwright.schemas.references import Kind
+from mixwright.schemas.training_runs import Metric, Unit
 
 
 class _Model(BaseModel):
@@ -155,8 +156,24 @@ class MixtureManifest(Manifest):
     report: dict[str, Any] = Field(default={}, description="what the selector wants a person to see")
 
 
+class ResultsManifest(Manifest):
+    """What small trainings on mixtures of the sources scored. ``files`` are runs.parquet and likelihoods.npy."""
+
+    kind: Literal["results"] = "results"
+    sources: list[str] = Field(description="names, in the order of the columns")
+    metric: Metric
+    unit: Unit = Field(description="of the sizes of the runs")
+    evaluator: str = Field(description="what trained and scored: ngram, linear_probe, command, or imported")
+    validation: str | None = Field(default=None, description="ref of the corpus that they were scored on")
+    n_rows: int = Field(description="runs")
+    likelihoods: bool = Field(
+        default=False,
+        description="true if likelihoods.npy has what each source alone makes of the validation units",
+    )
+
+
 AnyManifest = Annotated[
-    CorpusManifest | AttributesManifest | EmbeddingsManifest | IndexManifest | MixtureManifest,
+    CorpusManifest | AttributesManifest | EmbeddingsManifest | IndexManifest | MixtureManifest | ResultsManifest,
     Field(discriminator="kind"),
 ]
 MANIFEST_ADAPTER: TypeAdapter[AnyManifest] = TypeAdapter(AnyManifest)

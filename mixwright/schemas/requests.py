@@ -11,11 +11,14 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from mixwright.schemas.defaults import DEFAULT_ENCODER, DEFAULT_TOKENIZER
 from mixwright.schemas.references import ReferenceText
+from mixwright.schemas.training_runs import Metric, Unit
 
 FieldName = Annotated[str, StringConstraints(min_length=1)]
 InputFormat = Literal["auto", "jsonl", "parquet", "csv", "text"]
 PromptFormat = Literal["auto", "chat", "plain", "none"]
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
+Evaluator = Literal["ngram", "linear_probe", "command"]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "ivf-pq", "rabitq"]
 
 
@@ -133,3 +136,78 @@ class IndexRequest(_Request):
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="resource")
     threads: int | None = Field(default=None, ge=1, description="resource")
+
+
+class PilotRequest(_Request):
+    """Small trainings on mixtures of the sources, each scored on a validation corpus, as results."""
+
+    kind: Literal["pilot"] = "pilot"
+    name: ReferenceText = Field(description="name of the results, or name@version")
+    sources: list[ReferenceText] = Field(min_length=1, description="corpora that are mixed")
+    validation: ReferenceText = Field(description="corpus that the trainings are scored on")
+    evaluator: Evaluator = Field(
+        description="what trains and scores: a byte n-gram model, a linear classifier of embeddings, or a program"
+    )
+    mixtures: list[Annotated[dict[str, Share], Field(min_length=1)]] | None = Field(
+        default=None, min_length=1, description="shares by source, of the tokens; default: planned"
+    )
+    runs: int = Field(default=12, ge=1, le=10_000, description="how many mixtures are planned")
+    sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        min_length=1, description="each mixture is trained at each of these sizes"
+    )
+    unit: Unit = Field(default="tokens", description="of the sizes")
+    repeats: int = Field(default=1, ge=1, le=1000, description="trainings of each mixture, with other seeds")
+    seed: int = Field(default=0, ge=0, le=(1 << 31) - 1)
+    max_epochs: float = Field(
+        default=4.0, gt=0, allow_inf_nan=False, description="times that a source may be read in a training"
+    )
+    order: int = Field(default=6, ge=1, le=8, description="ngram: bytes of an n-gram")
+    label: FieldName | None = Field(
+        default=None, description="linear_probe: metadata key or column with the documents' classes"
+    )
+    encoder: str = Field(default=DEFAULT_ENCODER, description="linear_probe: encoder of the documents")
+    template: str = Field(
+        default="{text}", description="linear_probe: what is embedded, with {field} placeholders"
+    )
+    train_command: str | None = Field(
+        default=None,
+        min_length=1,
+        description="command: the program and its arguments, with {mixture}, {rows}, {validation}, {size}, {seed} "
+        "and {score}",
+    )
+    metric: Metric | None = Field(
+        default=None, description="command: what its score is; default: a score to be minimized"
+    )
+    workers: int | None = Field(
+        default=None, ge=1, description="resource: trainings at a time; default: one a core, of a command 1"
+    )
+    timeout_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="resource: of each run of a command; default: none"
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_evaluator(self) -> Self:
+        if self.evaluator == "linear_probe" and self.label is None:
+            raise ValueError("linear_probe needs label: name the metadata key or column that has the classes")
+        if self.evaluator == "command" and self.train_command is None:
+            raise ValueError("command needs train_command: give the program that trains and scores")
+        only: dict[str, tuple[str, ...]] = {
+            "linear_probe": ("label",),
+            "command": ("train_command", "metric", "timeout_seconds"),
+        }
+        for evaluator, fields in only.items():
+            for field in fields:
+                if self.evaluator != evaluator and getattr(self, field) is not None:
+                    raise ValueError(f"{field} is for the evaluator {evaluator}: leave it out or use {evaluator}")
+        return self
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("sizes has a size twice: give each once; repeats trains again")
+        if any(not sum(each.values()) for each in self.mixtures or []):
+            raise ValueError("mixtures has one without a share above 0: give at least one source a share")
+        low, high = (self.metric.low, self.metric.high) if self.metric else (None, None)
+        if low is not None and high is not None and low >= high:
+            raise ValueError(f"metric is between {low:g} and {high:g}: low must be below high")
+        return self

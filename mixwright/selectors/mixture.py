@@ -212,6 +212,11 @@ def split_stages(mixture: Mixture, pool: Pool, last_share: float) -> tuple[Stage
     )
 
 
+def smallest_of(ids: npt.NDArray[np.uint64], n: int, seed: int = 0) -> Int64Array:
+    """The ``n`` rows (n,) whose documents' keyed hashes are smallest: the first of ``smallest_hashes``."""
+    return np.argsort(keyed_hash(ids, _SELECTION, seed), kind="stable")[:n]
+
+
 def smallest_hashes(source: Source, rows: Int64Array | None, seed: int) -> Int64Array:
     """The rows of a source in the order of their documents' keyed hash; ties by row number."""
     candidates = np.arange(len(source.ids)) if rows is None else rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from mixwright.fingerprint import fingerprint
 from mixwright.indexes.embeddings import Embeddings
 from mixwright.indexes.protocols import FloatArray as VectorArray
 from mixwright.indexes.vectors import Vectors, blocks
+from mixwright.results import Results
 from mixwright.schemas.manifests import ArtifactInput
 from mixwright.store import Store
 from mixwright.templates import instruction_templates
@@ -36,8 +37,9 @@ class Requirements:
     """What a selector reads besides the corpora themselves.
 
     ``score`` is an attribute that the documents must have, ``attributes`` are read where they have them.
-    ``encoder`` (None: no vectors) embeds what ``template`` makes of a document; ``examples`` is a corpus that
-    shows what is wanted.
+    ``encoder`` (None: no vectors) embeds what ``template`` makes of a document; ``sample`` documents of each
+    corpus are enough (None: all); ``examples`` is a corpus that shows what is wanted; ``results`` are small
+    trainings.
     """
 
     score: str | None = None
@@ -47,6 +49,8 @@ class Requirements:
     prompt: str | None = None
     response: str | None = None
     examples: str | None = None
+    sample: int | None = None
+    results: str | None = None
 
     def templates(self, fields: Sequence[str]) -> tuple[str, str]:
         """Templates of prompt and response, as given or by the names of a corpus's metadata ``fields``."""
@@ -70,7 +74,8 @@ class Source:
     """One corpus of a pool.
 
     ``frame`` holds its document rows in row order, lazily, and ``reader`` gives some of them fast; ``columns``
-    are frames, in the same order, of attributes by name; ``vectors`` (n, d) embed its documents.
+    are frames, in the same order, of attributes by name; ``vectors`` (n, d) embed its documents. Where only a
+    ``sample`` of it is embedded, that is a source of its own.
     """
 
     name: str
@@ -83,6 +88,7 @@ class Source:
     vectors: Vectors | None = None
     metadata_fields: Sequence[str] = ()
     made_from: tuple[ArtifactInput, ...] = ()
+    sample: Source | None = None
 
     @cached_property
     def n_tokens(self) -> Int64Array:
@@ -142,14 +148,15 @@ def vectors_of(source: Source) -> Vectors:
 class Pool:
     """Sources with different names whose tokens were counted by one tokenizer.
 
-    ``examples``, where a selector asked for them, are no part of what is selected from. Raises DataError for an
-    empty pool, an empty source or different tokenizers, ConfigError for a source twice, AlignmentError for
-    vectors of different encoders.
+    ``examples`` and ``results``, where a selector asked for them, are no part of what is selected from. Raises
+    DataError for an empty pool, an empty source or different tokenizers, ConfigError for a source twice,
+    AlignmentError for vectors of different encoders.
     """
 
     sources: tuple[Source, ...]
     examples: Source | None = None
     map_vectors: VectorMap = map_here
+    results: Results | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -166,7 +173,8 @@ class Pool:
             raise DataError(
                 f"tokens were counted by different tokenizers ({found}): ingest the sources with one tokenizer"
             )
-        dims = {each.vectors.dim: each.name for each in self._with_examples if each.vectors is not None}
+        embedded = [each.sample or each for each in self._with_examples]
+        dims = {each.vectors.dim: each.name for each in embedded if each.vectors is not None}
         if len(dims) > 1:
             found = ", ".join(f"{name} {dim}" for dim, name in dims.items())
             raise AlignmentError(f"vectors have different dimensions ({found}): embed all by one encoder")
@@ -179,10 +187,12 @@ class Pool:
         requirements: Requirements = Requirements(),
         embeddings: Mapping[str, Embeddings] | None = None,
         map_vectors: VectorMap = map_here,
+        samples: Mapping[str, str] | None = None,
     ) -> Pool:
         """The pool of these corpora; two versions of one corpus are told apart by their version.
 
-        ``embeddings`` are those of the corpora, and of the examples, by the corpora's refs.
+        ``embeddings`` are those of the corpora, and of the examples, by the corpora's refs; ``samples`` name,
+        likewise, the corpora that were drawn from them where only those are embedded.
         """
         corpora = [Corpus.open(store, reference) for reference in references]
         names = [corpus.manifest.name for corpus in corpora]
@@ -191,16 +201,18 @@ class Pool:
             for name, corpus in zip(names, corpora, strict=True)
         ]
         vectors = embeddings or {}
+
+        def open_source(name: str, corpus: Corpus) -> Source:
+            source = _open_source(store, name, corpus, requirements, vectors.get(corpus.manifest.ref))
+            drawn = (samples or {}).get(corpus.manifest.ref)
+            return replace(source, sample=open_source(name, Corpus.open(store, drawn))) if drawn else source
+
         examples = Corpus.open(store, requirements.examples) if requirements.examples else None
         return cls(
-            tuple(
-                _open_source(store, name, corpus, requirements, vectors.get(corpus.manifest.ref))
-                for name, corpus in zip(unique, corpora, strict=True)
-            ),
-            _open_source(store, examples.manifest.ref, examples, requirements, vectors.get(examples.manifest.ref))
-            if examples
-            else None,
+            tuple(open_source(name, corpus) for name, corpus in zip(unique, corpora, strict=True)),
+            open_source(examples.manifest.ref, examples) if examples else None,
             map_vectors,
+            Results.open(store, requirements.results) if requirements.results else None,
         )
 
     @classmethod
@@ -250,11 +262,16 @@ class Pool:
         read = [
             made
             for source in self._with_examples
+            for each in (source, source.sample)
+            if each is not None
             for made in (
-                ArtifactInput(kind="corpus", ref=source.ref, fingerprint=source.fingerprint),
-                *source.made_from,
+                ArtifactInput(kind="corpus", ref=each.ref, fingerprint=each.fingerprint),
+                *each.made_from,
             )
         ]
+        if self.results is not None:
+            manifest = self.results.manifest
+            read.append(ArtifactInput(kind="results", ref=manifest.ref, fingerprint=manifest.fingerprint))
         return list({(each.kind, each.ref): each for each in read}.values())
 
     @property

@@ -9,12 +9,16 @@ from pydantic import Field, TypeAdapter
 from mixwright.selectors.baselines import Proportional, Random, Temperature, Uniform, UniMax
 from mixwright.selectors.domain_tags import DomainTags
 from mixwright.selectors.paser import Paser
+from mixwright.selectors.projektor.selector import Projektor
 
 AnySelector = Annotated[
-    Uniform | Proportional | Temperature | UniMax | Random | DomainTags | Paser, Field(discriminator="kind")
+    Uniform | Proportional | Temperature | UniMax | Random | DomainTags | Paser | Projektor,
+    Field(discriminator="kind"),
 ]
 SELECTOR_ADAPTER: TypeAdapter[AnySelector] = TypeAdapter(AnySelector)
 """Reads a selector: ``SELECTOR_ADAPTER.validate_python({"kind": "uniform"})``."""
 
-SELECTORS = {each.kind: each for each in (Uniform, Proportional, Temperature, UniMax, Random, DomainTags, Paser)}
+SELECTORS = {
+    each.kind: each for each in (Uniform, Proportional, Temperature, UniMax, Random, DomainTags, Paser, Projektor)
+}
 """Selector classes by kind."""

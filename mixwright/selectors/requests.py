@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mixwright.schemas.mixtures import Budget
 from mixwright.schemas.references import ReferenceText
+from mixwright.selectors.projektor.selector import Projektor
 from mixwright.selectors.registry import AnySelector
 
 
@@ -24,3 +25,34 @@ class SelectRequest(BaseModel):
     workers: int | None = Field(
         default=None, ge=1, description="resource: Ray workers; default: none below 2 million vectors"
     )
+
+
+Shares = Annotated[dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
+
+
+class PredictRequest(BaseModel):
+    """What mixtures will score: those that are asked for, and the one that is predicted to be best.
+
+    Either ``mixture`` names one by projektor, whose sources and parameters are meant, or ``sources`` and
+    ``selector`` say them. Shares are divided by their sum.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mixture: ReferenceText | None = Field(default=None, description="a published mixture by projektor")
+    sources: list[ReferenceText] | None = Field(default=None, min_length=1, description="corpora of the pool")
+    selector: Projektor | None = Field(default=None, description="validation, results and other parameters")
+    weights: list[Shares] = Field(default=[], max_length=1000, description="mixtures: shares by source name")
+    sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[],
+        max_length=100,
+        description="training sizes, in the unit of the results; default: the selector's",
+    )
+
+    @model_validator(mode="after")
+    def _one_pool(self) -> Self:
+        if self.mixture is None and (self.sources is None or self.selector is None):
+            raise ValueError("name a mixture by projektor, or give sources and selector")
+        if self.mixture is not None and (self.sources is not None or self.selector is not None):
+            raise ValueError("mixture has sources and selector of its own: give it alone, or the two without it")
+        return self

@@ -15,7 +15,7 @@ from mixwright.config import Settings
 from mixwright.service.html import STATIC
 from mixwright.service.problems import install_handlers, problem_responses
 from mixwright.service.queries import refuse_unknown_query
-from mixwright.service.routes import artifacts, corpora, health, jobs, mixtures, pages
+from mixwright.service.routes import artifacts, corpora, health, jobs, mixtures, pages, predict
 from mixwright.service.state import Services, make_services
 
 _DESCRIPTION = """Corpora, mixtures and the jobs that make them.
@@ -27,10 +27,11 @@ _TAGS = [
     {"name": "corpora", "description": "Named, versioned documents."},
     {"name": "mixtures", "description": "What to train on, in which proportion and order."},
     {
-        "name": "attributes, embeddings and indexes",
-        "description": "Extra columns and vectors of a corpus, and their nearest neighbours.",
+        "name": "attributes, embeddings, indexes and results",
+        "description": "Extra columns and vectors of a corpus, their nearest neighbours, and small trainings.",
     },
-    {"name": "jobs", "description": "Long work: ingest, embed, index, score, select."},
+    {"name": "predictions", "description": "What a mixture will score before it is trained."},
+    {"name": "jobs", "description": "Long work: ingest, embed, index, score, select, pilot."},
     {"name": "health", "description": "For load balancers and people."},
 ]
 
@@ -56,7 +57,14 @@ def create_app(settings: Settings, *, run_worker: bool = True) -> FastAPI:
     )
     app.state.services = services
     install_handlers(app)
-    for router in (corpora.router, mixtures.router, artifacts.router, jobs.router, health.router):
+    for router in (
+        corpora.router,
+        mixtures.router,
+        predict.router,
+        artifacts.router,
+        jobs.router,
+        health.router,
+    ):
         app.include_router(router, dependencies=[Depends(refuse_unknown_query)], responses=problem_responses(422))
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

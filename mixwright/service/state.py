@@ -17,6 +17,7 @@ from mixwright.jobs.worker import Worker
 from mixwright.schemas.jobs import JobResult
 from mixwright.selectors.streams import MixtureStream
 from mixwright.service.catalog import Catalog
+from mixwright.service.studies import Studies
 from mixwright.store import Store
 
 _OPEN_ARTIFACTS = 64
@@ -35,6 +36,7 @@ class Services:
     worker: Worker | None
     corpus: Callable[[str, str], Corpus]
     mixture: Callable[[str, str], MixtureStream]
+    studies: Studies
 
 
 def make_services(settings: Settings, *, run_worker: bool) -> Services:
@@ -64,6 +66,7 @@ def make_services(settings: Settings, *, run_worker: bool) -> Services:
         worker=Worker(settings, board, record) if run_worker else None,
         corpus=open_corpus,
         mixture=open_mixture,
+        studies=Studies(store),
     )
 
 

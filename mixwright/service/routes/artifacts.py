@@ -6,13 +6,16 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from mixwright.attributes import Attributes
-from mixwright.jobs.pages import Page
+from mixwright.jobs.pages import Page, decode_cursor, encode_cursor
+from mixwright.results import Results, weights_of
 from mixwright.schemas.catalog import (
     ArtifactSummary,
     AttributesDetail,
     EmbeddingsDetail,
     IndexDetail,
     ManifestDetail,
+    ResultRun,
+    ResultsDetail,
     RowsPage,
 )
 from mixwright.schemas.references import Kind
@@ -59,7 +62,7 @@ def add_manifest(router: APIRouter, path: str, kind: Kind, model: type[ManifestD
     )(artifact)
 
 
-router = APIRouter(tags=["attributes, embeddings and indexes"])
+router = APIRouter(tags=["attributes, embeddings, indexes and results"])
 add_list(router, "/v1/attributes", "attributes")
 add_manifest(router, "/v1/attributes", "attributes", AttributesDetail)
 
@@ -89,3 +92,37 @@ add_list(router, "/v1/embeddings", "embeddings")
 add_manifest(router, "/v1/embeddings", "embeddings", EmbeddingsDetail)
 add_list(router, "/v1/indexes", "index")
 add_manifest(router, "/v1/indexes", "index", IndexDetail)
+add_list(router, "/v1/results", "results")
+add_manifest(router, "/v1/results", "results", ResultsDetail)
+
+
+@router.get(
+    "/v1/results/{ref}/runs",
+    name="get_results_runs",
+    summary="Runs of results",
+    response_model=Page[ResultRun],
+    responses={304: {"description": "not changed"}, **problem_responses(404)},
+)
+def results_runs(
+    request: Request, services: ServicesDep, ref: Ref, limit: Limit = 100, cursor: Cursor = None
+) -> Response:
+    """The trainings in the order in which they were asked for: mixture, size, score, seed and seconds."""
+    manifest = services.catalog.manifest(ref, "results")
+    start = max(decode_cursor(cursor, (int,))[0], 0) if cursor is not None else 0
+    headers = cache_headers(ref, manifest.fingerprint, "runs", start, limit)
+    unchanged = not_modified(request, headers)
+    if unchanged is not None:
+        return unchanged
+    results = Results.open(services.store, manifest.ref)
+    rows = results.table().slice(start, limit).iter_rows(named=True)
+    page = Page[ResultRun](
+        items=[
+            ResultRun(
+                weights=weights_of(row, results.manifest.sources),
+                **{field: row[field] for field in ("size", "score", "seed", "seconds")},
+            )
+            for row in rows
+        ],
+        next_cursor=encode_cursor(start + limit) if start + limit < len(results) else None,
+    )
+    return Response(page.model_dump_json(), headers=headers, media_type="application/json")

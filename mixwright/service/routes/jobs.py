@@ -18,7 +18,9 @@ from mixwright.jobs.board import log_path
 from mixwright.jobs.inputs import inputs_state
 from mixwright.jobs.pages import Page
 from mixwright.jobs.run import AnyRequest
+from mixwright.jobs.train_command import refuse_train_command
 from mixwright.schemas.jobs import Job, JobState
+from mixwright.schemas.requests import PilotRequest
 from mixwright.service.problems import problem_responses
 from mixwright.service.queries import Cursor, Limit, Text
 from mixwright.service.state import Services, ServicesDep
@@ -80,6 +82,19 @@ _EXAMPLES: dict[str, Any] = {
             },
         },
     },
+    "pilot": {
+        "summary": "small trainings on mixtures to results",
+        "value": {
+            "kind": "pilot",
+            "request": {
+                "name": "pilots",
+                "sources": ["wiki", "web"],
+                "validation": "held-out",
+                "evaluator": "ngram",
+                "sizes": [20_000, 80_000],
+            },
+        },
+    },
 }
 
 
@@ -96,6 +111,8 @@ def submit_job(
     The same request while one is queued or running is the same job. So is one that has succeeded, as long as what
     it read and what it made are there unchanged. A failed or cancelled job may be submitted again.
     """
+    if isinstance(submission.request, PilotRequest):
+        refuse_train_command(submission.request.evaluator, services.settings)
     request = submission.request.model_dump(mode="json")
     state = inputs_state(services.store, submission.request)
     job = services.board.submit(request, state)

@@ -1,0 +1,150 @@
+"""The best mixture: transport alone, and predicted scores. Caps (k,) are the largest shares of the sources."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from mixwright.selectors.projektor.design import Design
+from mixwright.selectors.projektor.mixmin import ensemble_slopes
+from mixwright.selectors.projektor.score_model import ScoreModel
+from mixwright.selectors.projektor.simplex import dirichlet, grid_size, project_to_simplex, simplex_grid
+from mixwright.selectors.projektor.transport import TransportProblem
+
+FloatArray = npt.NDArray[np.float64]
+Evaluate = Callable[[FloatArray], tuple[float, FloatArray]]
+"""Value and gradient (k,) at a mixture (k,)."""
+
+_STEPS = 200
+_PATIENCE = 25
+_PROGRESS = 1e-5
+_MEMORY = 8
+"""Values that a step may be worse than, since the objectives have kinks."""
+_SHORTEST, _LONGEST = 1e-8, 1e4
+_GRID = 2000
+"""Mixtures at which the optimum is checked against a grid, or draws where a grid has more."""
+_STARTS = 6
+_POLISHING = 30
+
+
+def descend(
+    evaluate: Evaluate, start: FloatArray, caps: FloatArray, steps: int = _STEPS
+) -> tuple[FloatArray, float]:
+    """The best mixture (k,) that projected gradient descent from ``start`` finds, and its value.
+
+    The spectral projected gradient method (Birgin, Martínez and Raydan 2000): Barzilai–Borwein step lengths, and a
+    line search that compares with the worst of the last values. Ends when 25 steps improve by less than 10⁻⁵.
+    """
+    point = project_to_simplex(start, caps)
+    value, slope = evaluate(point)
+    best, best_value, best_step = point, value, 0
+    recent = deque([value], maxlen=_MEMORY)
+    length = 0.1 / max(float(np.abs(slope).max()), 1e-12)
+    for step in range(1, steps + 1):
+        direction = project_to_simplex(point - length * slope, caps) - point
+        descent = float(slope @ direction)
+        if descent > -1e-12 * max(abs(value), 1e-12):
+            break
+        share = 1.0
+        while True:
+            later = point + share * direction
+            later_value, later_slope = evaluate(later)
+            if later_value <= max(recent) + 1e-4 * share * descent or share < 1e-3:
+                break
+            share /= 2
+        moved, turned = later - point, later_slope - slope
+        curvature = float(moved @ turned)
+        length = float(np.clip(moved @ moved / curvature, _SHORTEST, _LONGEST)) if curvature > 0 else _LONGEST
+        point, value, slope = later, later_value, later_slope
+        recent.append(value)
+        if value < best_value:
+            if value < best_value - _PROGRESS * max(abs(best_value), 1e-12):
+                best_step = step
+            best, best_value = point, value
+        if step - best_step >= _PATIENCE:
+            break
+    return best, best_value
+
+
+def least_transport(problem: TransportProblem, caps: FloatArray) -> FloatArray:
+    """The mixture (k,) that is nearest to the validation set: arg min OT(p), which needs no training at all.
+
+    OT is convex in the mixture, so that no other start finds a better one.
+    """
+
+    def evaluate(point: FloatArray) -> tuple[float, FloatArray]:
+        solved = problem.solve(point)
+        return solved.value, solved.gradient
+
+    return descend(evaluate, np.full(len(caps), 1 / len(caps)), caps)[0]
+
+
+def best_mixture(
+    model: ScoreModel, caps: FloatArray, size: float, starts: Sequence[FloatArray], seed: int
+) -> FloatArray:
+    """The mixture (k,) with the least predicted loss at ``size``, no share above its cap.
+
+    The best of the given ``starts`` and of a grid (or Dirichlet draws), by the lower bound of the transport,
+    begin a descent each; where the best of them ends, a last descent goes on with the transport solved exactly.
+    """
+    candidates = project_to_simplex(np.concatenate([np.asarray(starts), _scattered(len(caps), seed)]), caps)
+    values = _losses(model, candidates, size)
+    order = np.argsort(values, kind="stable")[:_STARTS]
+    rows = np.union1d(order, np.arange(len(starts)))
+    ends = [descend(lambda p: _bounded(model, p, size), candidates[row], caps) for row in rows]
+    rough = min(ends, key=lambda each: each[1])[0]
+    points = [rough, *starts]
+    exact = model.losses(model.design(project_to_simplex(np.asarray(points), caps)), size)
+    start = points[int(np.argmin(exact))]
+    return descend(lambda p: _exact(model, p, size), start, caps, _POLISHING)[0]
+
+
+def loss_gradient(
+    model: ScoreModel, point: FloatArray, transport: float, slopes: FloatArray, size: float, step: float = 1e-4
+) -> tuple[float, FloatArray]:
+    """The predicted loss at a mixture (k,) and its gradient (k,) by the shares, up to a constant.
+
+    ∂L/∂p_i + ∂L/∂OT · ∂OT/∂p_i, and the same of the ensemble's loss where there is one: the derivatives of L by
+    differences of the predictor, which is cheap; ``transport`` and ``slopes`` (k,) are OT and its gradient.
+    """
+    k = len(point)
+    # A share that is not there is raised, one that is there is moved to both sides.
+    below = np.minimum(step, point)
+    moved = np.vstack([point, point, point, point + step * np.eye(k), point - below[:, None] * np.eye(k)])
+    transports = np.full(len(moved), transport)
+    nudge = step * max(abs(transport), 1e-6)
+    transports[1] += nudge
+    ensemble = model.ensemble(point[None])
+    ensembles = None if ensemble is None else ensemble[0] + step * (np.arange(len(moved)) == 2)
+    found = model.losses(Design(moved, transports, ensembles), size)
+    gradient = (found[3 : k + 3] - found[k + 3 :]) / (step + below) + (found[1] - found[0]) / nudge * slopes
+    if model.likelihoods is not None:
+        gradient += (found[2] - found[0]) / step * ensemble_slopes(point, model.likelihoods)
+    return float(found[0]), np.asarray(gradient - gradient.mean())
+
+
+def _losses(model: ScoreModel, weights: FloatArray, size: float) -> FloatArray:
+    bounds = model.problem.lower_bound(weights)
+    return model.losses(model.design(weights, bounds), size)
+
+
+def _bounded(model: ScoreModel, point: FloatArray, size: float) -> tuple[float, FloatArray]:
+    bound = float(model.problem.lower_bound(point[None])[0])
+    return loss_gradient(model, point, bound, model.problem.bound_slopes(point), size)
+
+
+def _exact(model: ScoreModel, point: FloatArray, size: float) -> tuple[float, FloatArray]:
+    solved = model.problem.solve(point)
+    return loss_gradient(model, point, solved.value, solved.gradient, size)
+
+
+def _scattered(n_sources: int, seed: int) -> FloatArray:
+    """Mixtures all over the simplex: a grid as fine as it may be, or draws, half of them near the edges."""
+    steps = next((each for each in (40, 20, 10, 5, 4) if grid_size(n_sources, each) <= _GRID), None)
+    if steps is not None:
+        return simplex_grid(n_sources, steps)
+    halves = [dirichlet(n_sources, _GRID // 2, seed, concentration) for concentration in (1.0, 0.1)]
+    return np.concatenate(halves)
