@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -14,6 +14,7 @@ from mixwright.cli.select import print_mixture
 from mixwright.schemas.manifests import MixtureManifest
 
 _TERMS = 4
+_SHARES = 6
 
 
 def report(
@@ -44,6 +45,8 @@ def report(
         print_mixture(manifest)
         if manifest.selector == "paser":
             _print_paser(manifest)
+        if manifest.selector == "projektor":
+            _print_projektor(manifest)
 
 
 def _print_paser(manifest: MixtureManifest) -> None:
@@ -80,3 +83,90 @@ def _print_paser(manifest: MixtureManifest) -> None:
         ("measure", "paser", "random, mean ± standard deviation"),
         [(each.name, short(each.selected), each.random_text) for each in comparisons(manifest)],
     )
+
+
+def _print_projektor(manifest: MixtureManifest) -> None:
+    from mixwright.service.projektor_view import metric_text, predicts, projection_view
+
+    report = manifest.report
+    asked, scored = report["settings"], predicts(report)
+    if scored:
+        typer.echo(f"\ncompared mixtures at {asked['size']:,} {asked['unit']}: {metric_text(report)}")
+    else:
+        typer.echo(
+            "\ncompared mixtures by OT distance alone, lower is nearer: there are no results to predict from"
+        )
+    _print_candidates(report, scored=scored)
+    if report["cross_validation"]:
+        typer.echo("\ncross-validation: mean absolute and root mean square error, rank correlation")
+        _print_folds(report)
+    if scored:
+        found = projection_view(report)
+        typer.echo(
+            f"\nprojection: {found['kind_text']}; runs of {found['sizes_text']} {asked['unit']}, "
+            f"exponent {found['exponent_text']}, noise gain {found['noise_gain_text']}"
+        )
+        if found["warning"]:
+            typer.echo(f"warning: {found['warning']}")
+    if report["methods"]:
+        typer.echo("\nother methods" + (", judged by the same prediction" if scored else ""))
+        _print_methods(report, scored=scored)
+
+
+def _print_candidates(report: dict[str, Any], *, scored: bool) -> None:
+    from mixwright.service.projektor_view import candidate_rows
+
+    rows = candidate_rows(report)
+    columns = ("predicted", "95 % interval", "observed", "extrapolates") if scored else ()
+    fields = ("mean_text", "interval_text", "observed_text") if scored else ()
+    print_table(
+        ("mixture", *columns, "transport"),
+        [
+            (
+                row["name"],
+                *(row[field] for field in fields),
+                *(("yes" if row["extrapolates"] else "no",) if scored else ()),
+                row["transport_text"],
+            )
+            for row in rows
+        ],
+    )
+    typer.echo()
+    print_table(("mixture", "weights"), [(row["name"], row["composition"].text(_SHARES)) for row in rows])
+
+
+def _print_folds(report: dict[str, Any]) -> None:
+    from mixwright.service.projektor_view import fold_rows
+
+    print_table(
+        ("predictor", "size", "terms", "absolute", "square", "rank", "used", "note"),
+        [
+            (
+                each["predictor"],
+                each["size"],
+                each["coefficients"],
+                each["mean_absolute_error_text"],
+                each["root_mean_square_error_text"],
+                each["rank_correlation_text"],
+                each["used_text"],
+                each["note"] or "",
+            )
+            for each in fold_rows(report)
+        ],
+    )
+
+
+def _print_methods(report: dict[str, Any], *, scored: bool) -> None:
+    from mixwright.service.projektor_view import method_rows
+
+    columns, fields = (("predicted", "± sd"), ("mean_text", "sd_text")) if scored else ((), ())
+    print_table(
+        ("method", *columns, "weights"),
+        [(row["method"], *(row[field] for field in fields), _choice(row)) for row in method_rows(report)],
+    )
+
+
+def _choice(row: dict[str, Any]) -> str:
+    """What a method chose, and what is to be said of that."""
+    chosen = row["composition"].text(_SHARES) if row["composition"] else "none"
+    return f"{chosen}: {row['note']}" if row["note"] else chosen

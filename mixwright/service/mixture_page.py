@@ -8,6 +8,7 @@ from typing import Any
 
 from mixwright.errors import NotFoundError
 from mixwright.schemas.manifests import MixtureManifest
+from mixwright.service import projektor_view
 from mixwright.service.html import STATIC, render
 from mixwright.service.paser_view import budget_unit, cluster_rows, comparisons
 from mixwright.service.plots.drawing import Format, Theme
@@ -78,10 +79,12 @@ def _page(
 
 def _view(manifest: MixtureManifest) -> dict[str, Any]:
     """What the template ``report-<selector>.html`` has beside the manifest and its report."""
-    if manifest.selector != "paser":
-        return {}
-    return {
-        "clusters": cluster_rows(manifest),
-        "comparisons": comparisons(manifest),
-        "unit": budget_unit(manifest),
-    }
+    if manifest.selector == "paser":
+        return {
+            "clusters": cluster_rows(manifest),
+            "comparisons": comparisons(manifest),
+            "unit": budget_unit(manifest),
+        }
+    if manifest.selector == "projektor":
+        return projektor_view.page_view(manifest)
+    return {}

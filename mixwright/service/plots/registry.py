@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from typing import get_args
 
 import polars as pl
@@ -11,17 +12,21 @@ import polars as pl
 from mixwright import __version__
 from mixwright.errors import DataError, NotFoundError, first_line
 from mixwright.schemas.manifests import MixtureManifest
-from mixwright.service.plots import paser
+from mixwright.service.plots import paser, projektor
 from mixwright.service.plots.drawing import Format, Plot, Theme, figure_bytes
 from mixwright.store import Store
 
-PLOTS: dict[str, tuple[Plot, ...]] = {"paser": paser.PLOTS}
-"""By selector."""
+PLOTS: dict[str, Callable[[MixtureManifest], tuple[Plot, ...]]] = {
+    "paser": lambda _: paser.PLOTS,
+    "projektor": projektor.plots_of,
+}
+"""By selector: of some, which plots there are depends on what was found."""
 
 
 def plots_of(manifest: MixtureManifest) -> tuple[Plot, ...]:
     """The plots that a mixture has; of most selectors none."""
-    return PLOTS.get(manifest.selector, ())
+    plots = PLOTS.get(manifest.selector)
+    return plots(manifest) if plots else ()
 
 
 def plot_file(manifest: MixtureManifest, file: str) -> tuple[Plot, Format]:
