@@ -57,13 +57,13 @@ def _predict(selector: Projektor, sources: list[str], home: Path | None, json: b
     metric = answer.metric.name if answer.metric else "no results"
     typer.echo(f"{metric} at {study.predicted_size:,.0f} {study.unit}")
     print_table(
-        ("mixture", *study.names, "predicted", "95 %", "transport", "extrapolates"),
+        ("mixture", *study.names, "predicted", "95 %", "transport", "outside"),
         [
             (
                 name,
                 *(f"{row['weights'][source]:.1%}" for source in study.names),
                 _number(row["mean"]),
-                f"{_number(row['low'])} to {_number(row['high'])}",
+                f"{_number(row['low'])}–{_number(row['high'])}",
                 _number(row["transport"]),
                 "yes" if row["extrapolates"] else "no",
             )

@@ -24,6 +24,7 @@ NOTHING = "–"
 """Stands for a number that there is not."""
 
 PROJECTIONS = {
+    "power_pooled": "a power law in the size, the mixtures' exponents shrunk to a common one",
     "power_shared": "a power law in the size, one exponent for all mixtures",
     "log_linear": "linear in the logarithm of the size",
     "power": "a power law in the size, an exponent for each mixture",

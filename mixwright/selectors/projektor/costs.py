@@ -28,6 +28,8 @@ _CLASS_ROWS = 64
 """Rows that stand for a class where classes are compared with each other."""
 _KMEANS_ITERATIONS = 20
 _TRAINED_ROWS_PER_CENTROID = 64
+_BLOCK = 16_384
+"""Rows that are assigned to centroids at a time."""
 
 
 def cost_blocks(pilots: Sequence[Points], validation: Points, label_cost: LabelCost) -> list[CostArray]:
@@ -62,7 +64,9 @@ def cost_blocks(pilots: Sequence[Points], validation: Points, label_cost: LabelC
 
 def feature_costs(vectors: VectorArray, others: VectorArray) -> CostArray:
     """Half the squared Euclidean distances (n, v), float32, of (n, d) and (v, d): 1 − cosine of unit vectors."""
-    left, right = np.asarray(vectors, dtype=np.float32), np.asarray(others, dtype=np.float32)
+    # Around a common point, so that vectors far from the origin lose no digits to each other.
+    centre = others.mean(axis=0, dtype=np.float64)
+    left, right = ((each - centre).astype(np.float32) for each in (vectors, others))
     squares = (left**2).sum(axis=1)[:, None] + (right**2).sum(axis=1)[None]
     return np.asarray(np.maximum(squares / 2 - left @ right.T, 0), dtype=np.float32)
 
@@ -70,21 +74,22 @@ def feature_costs(vectors: VectorArray, others: VectorArray) -> CostArray:
 def class_costs(pilots: Sequence[Points], validation: Points) -> CostArray:
     """Half the squared 2-Wasserstein distance (c, c), float32, of each class of pilots and validation set.
 
-    Classes are pooled over the pilots and stand with at most 64 rows each; indexes are the label numbers.
+    Classes are pooled over the pilots and stand with at most 64 rows each, by their masses; indexes are the label
+    numbers.
     """
     ot = import_pot()
     n_classes = 1 + max(int(_labels(each).max()) for each in (*pilots, validation))
-    vectors = np.concatenate([each.vectors for each in pilots])
-    labels = np.concatenate([_labels(each) for each in pilots])
+    pooled = Points(
+        np.concatenate([each.vectors for each in pilots]),
+        np.concatenate([each.mass for each in pilots]),
+        np.concatenate([_labels(each) for each in pilots]),
+    )
     found = np.zeros((n_classes, n_classes), dtype=np.float32)
-    left = {c: _some(vectors, labels, c) for c in np.unique(labels)}
-    right = {c: _some(validation.vectors, _labels(validation), c) for c in np.unique(_labels(validation))}
+    left, right = ({c: _some(each, c) for c in np.unique(_labels(each))} for each in (pooled, validation))
     for c, rows in left.items():
         for other, columns in right.items():
-            costs = feature_costs(rows, columns).astype(np.float64)
-            found[c, other] = ot.emd2(
-                np.full(len(rows), 1 / len(rows)), np.full(len(columns), 1 / len(columns)), costs
-            )
+            costs = feature_costs(rows.vectors, columns.vectors).astype(np.float64)
+            found[c, other] = ot.emd2(rows.mass, columns.mass, costs)
     return found
 
 
@@ -92,13 +97,15 @@ def compress(points: Points, n: int, seed: int) -> Points:
     """At most about ``n`` centroids that stand for the points, each with the mass of those nearest to it.
 
     k-means inside each label, whose centroids are as many as its share of the mass (one at least). Points that are
-    not more than ``n`` stay as they are.
+    hardly more than ``n`` stay as they are.
     """
-    if len(points.mass) <= n:
-        return points
     labels = np.zeros(len(points.mass), dtype=np.int64) if points.labels is None else points.labels
+    distinct = np.unique(labels)
+    # Every label rounds up by less than one point: what was compressed already is left alone.
+    if len(points.mass) < n + len(distinct):
+        return points
     vectors, masses, kept = [], [], []
-    for label in np.unique(labels):
+    for label in distinct:
         here = np.flatnonzero(labels == label)
         wanted = max(1, min(len(here), round(n * float(points.mass[here].sum()))))
         centroids, mass = _centroids(points.vectors[here], points.mass[here], wanted, seed)
@@ -133,16 +140,14 @@ def _centroids(vectors: VectorArray, mass: FloatArray, k: int, seed: int) -> tup
     return (means[used] / masses[used, None]).astype(np.float32), masses[used]
 
 
-_BLOCK = 16_384
-
-
 def _labels(points: Points) -> Int64Array:
     if points.labels is None:
         raise DataError("a sample has no labels: give all samples labels, or none of them")
     return points.labels
 
 
-def _some(vectors: VectorArray, labels: Int64Array, label: int) -> VectorArray:
-    """At most 64 rows of a class, evenly spread over it."""
-    rows = np.flatnonzero(labels == label)
-    return vectors[rows[np.linspace(0, len(rows) - 1, min(len(rows), _CLASS_ROWS)).astype(np.int64)]]
+def _some(points: Points, label: int) -> Points:
+    """At most 64 points of a class, evenly spread over it, with masses that sum to 1."""
+    rows = np.flatnonzero(_labels(points) == label)
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _CLASS_ROWS)).astype(np.int64)]
+    return Points(points.vectors[rows], points.mass[rows] / points.mass[rows].sum())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mixwright.errors import DataError
 from mixwright.selectors.projektor.design import Design
 from mixwright.selectors.projektor.predictors import PREDICTORS, Fitted, PredictorName
 
@@ -26,7 +27,9 @@ _SHRINKAGE = 0.05
 class FoldErrors:
     """One predictor on runs that it was not fitted to. Errors in the metric's unit; None where it was not fitted.
 
-    ``out_of_fold`` (n,) losses predicted, ``note`` why it was refused or what is doubtful.
+    ``out_of_fold`` (n,) losses predicted; ``standardised`` the root mean square of the errors in the predictor's
+    own deviations (without the noise of the runs, which the errors have); ``note`` why it was refused or what is
+    doubtful.
     """
 
     predictor: str
@@ -35,6 +38,7 @@ class FoldErrors:
     mean_absolute_error: float | None
     root_mean_square_error: float | None
     rank_correlation: float | None
+    standardised: float | None
     note: str | None
 
 
@@ -59,6 +63,8 @@ def cross_validate(design: Design, losses: FloatArray, seed: int) -> CrossValida
         if note is None and folds.max() >= 2:
             found = _out_of_fold(name, design, losses, folds, seed)
             note = predictor.warning(design) if found is not None else "could not be fitted to every fold"
+        elif note is None:
+            note = "needs three different mixtures to be tried on others"
         errors[name] = _errors(name, predictor.coefficients(design.weights.shape[1]), found, losses, note)
     members = _members(errors)
     if not members:
@@ -67,7 +73,7 @@ def cross_validate(design: Design, losses: FloatArray, seed: int) -> CrossValida
         return CrossValidation({"auto": unknown, **errors}, {AUTO_MEMBERS[0]: 1.0})
     predicted = np.column_stack([np.asarray(errors[name].out_of_fold) for name in members])
     weights = _stacked(predicted, losses)
-    auto = _errors("auto", len(members) - 1, predicted @ weights, losses, None)
+    auto = _errors("auto", len(members) - 1, _OutOfFold(predicted @ weights), losses, None)
     return CrossValidation({"auto": auto, **errors}, dict(zip(members, weights.tolist(), strict=True)))
 
 
@@ -88,24 +94,35 @@ def _folds(weights: FloatArray, seed: int) -> Int64Array:
     return np.asarray((order % min(n_mixtures, _FOLDS))[mixture], dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class _OutOfFold:
+    """Losses (n,) predicted from the other folds, and the predictor's deviations (n,) there, if it has any."""
+
+    losses: FloatArray
+    deviations: FloatArray | None = None
+
+
 def _out_of_fold(
     name: PredictorName, design: Design, losses: FloatArray, folds: Int64Array, seed: int
-) -> FloatArray | None:
-    predictor, found = PREDICTORS[name], np.empty(len(losses))
+) -> _OutOfFold | None:
+    predictor, found, deviations = PREDICTORS[name], np.empty(len(losses)), np.zeros(len(losses))
     for fold in range(int(folds.max()) + 1):
         seen = folds != fold
         if predictor.refusal(design.take(seen)) is not None:
             return None
         fitted = predictor.fit(design.take(seen), losses[seen], seed)
         found[~seen] = fitted.mean(design.take(~seen))
-    return found
+        if fitted.deviation is not None:
+            deviations[~seen] = fitted.deviation(design.take(~seen))
+    return _OutOfFold(found, deviations if deviations.all() else None)
 
 
 def _errors(
-    name: str, coefficients: int, found: FloatArray | None, losses: FloatArray, note: str | None
+    name: str, coefficients: int, predicted: _OutOfFold | None, losses: FloatArray, note: str | None
 ) -> FoldErrors:
-    if found is None:
-        return FoldErrors(name, coefficients, None, None, None, None, note)
+    if predicted is None:
+        return FoldErrors(name, coefficients, None, None, None, None, None, note)
+    found, deviations = predicted.losses, predicted.deviations
     gaps = found - losses
     return FoldErrors(
         predictor=name,
@@ -114,6 +131,7 @@ def _errors(
         mean_absolute_error=float(np.abs(gaps).mean()),
         root_mean_square_error=float(np.sqrt((gaps**2).mean())),
         rank_correlation=_rank_correlation(found, losses),
+        standardised=None if deviations is None else float(np.sqrt(((gaps / deviations) ** 2).mean())),
         note=note,
     )
 
@@ -159,30 +177,37 @@ def _stacked(out_of_fold: FloatArray, losses: FloatArray) -> FloatArray:
 
 
 @dataclass(frozen=True)
+class Member:
+    """A fitted predictor with its share of the average, and by how much its own deviations were too small."""
+
+    weight: float
+    fitted: Fitted
+    inflation: float
+
+
+@dataclass(frozen=True)
 class Surface:
     """A fitted predictor of the loss at one size, with deviations that the folds have calibrated.
 
-    ``spread`` is the root mean square of the out-of-fold errors; ``inflation`` by how much a predictor's own
-    deviations were too small.
+    ``spread`` is the root mean square of the out-of-fold errors, for members without deviations of their own.
     """
 
-    members: tuple[tuple[float, Fitted], ...]
+    members: tuple[Member, ...]
     spread: float
-    inflation: float
     validation: CrossValidation
 
     def mean(self, design: Design) -> FloatArray:
         """The expected loss (m,) at mixtures."""
-        return np.asarray(np.sum([weight * fitted.mean(design) for weight, fitted in self.members], axis=0))
+        return np.asarray(np.sum([each.weight * each.fitted.mean(design) for each in self.members], axis=0))
 
     def deviation(self, design: Design) -> FloatArray:
         """The standard deviation (m,): of the members' average, and between them."""
         total, variances = self.mean(design), []
-        for weight, fitted in self.members:
+        for each in self.members:
             own = np.full(len(design), self.spread)
-            if fitted.deviation is not None:
-                own = self.inflation * fitted.deviation(design)
-            variances.append(weight * (own**2 + (fitted.mean(design) - total) ** 2))
+            if each.fitted.deviation is not None:
+                own = each.inflation * each.fitted.deviation(design)
+            variances.append(each.weight * (own**2 + (each.fitted.mean(design) - total) ** 2))
         return np.asarray(np.sqrt(np.sum(variances, axis=0)))
 
 
@@ -191,8 +216,6 @@ def fit_surface(design: Design, losses: FloatArray, predictor: str, seed: int) -
 
     Raises DataError where the predictor cannot be fitted to so few runs, or lacks what it needs.
     """
-    from mixwright.errors import DataError
-
     validation = cross_validate(design, losses, seed)
     chosen: Mapping[PredictorName, float]
     if predictor == "auto":
@@ -202,15 +225,14 @@ def fit_surface(design: Design, losses: FloatArray, predictor: str, seed: int) -
         if (reason := PREDICTORS[name].refusal(design)) is not None:
             raise DataError(f"predictor {name} {reason}: add runs, or use the predictor auto")
         chosen = {name: 1.0}
-    members = tuple((weight, PREDICTORS[name].fit(design, losses, seed)) for name, weight in chosen.items())
-    errors = validation.errors[predictor]
-    spread = errors.root_mean_square_error
-    if spread is None:
-        # Too few mixtures to hold any out: nothing better is known than how far the scores spread.
-        spread = float(losses.std())
-    unscaled = Surface(members, spread, 1.0, validation)
-    inflation = 1.0
-    if errors.root_mean_square_error is not None:
-        typical = float(np.sqrt((unscaled.deviation(design) ** 2).mean()))
-        inflation = max(1.0, spread / max(typical, 1e-300))
-    return Surface(members, spread, min(inflation, 10.0), validation)
+    members = tuple(
+        Member(
+            weight,
+            PREDICTORS[name].fit(design, losses, seed),
+            max(1.0, validation.errors[name].standardised or 1.0),
+        )
+        for name, weight in chosen.items()
+    )
+    spread = validation.errors[predictor].root_mean_square_error
+    # With too few mixtures to hold any out, nothing better is known than how far the scores spread.
+    return Surface(members, float(losses.std()) if spread is None else spread, validation)

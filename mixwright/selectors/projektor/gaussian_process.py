@@ -58,11 +58,19 @@ def _linear_features(design: Design) -> FloatArray:
 class GaussianProcess:
     """A fitted process; losses of any unit."""
 
-    def __init__(self, scaling: _Scaling, hyperparameters: FloatArray, design: Design, losses: FloatArray) -> None:
+    def __init__(
+        self,
+        scaling: _Scaling,
+        hyperparameters: FloatArray,
+        design: Design,
+        losses: FloatArray,
+        unit: tuple[float, float],
+    ) -> None:
         self._scaling = scaling
         self._hyperparameters = hyperparameters
         self._design = design
-        self._mean, self._deviation = float(losses.mean()), _deviation(losses)
+        # Mean and deviation of the losses that the process was fitted to.
+        self._mean, self._deviation = unit
         self._roots, self._linear = scaling.apply(design)
         self._cholesky = _cholesky(
             _covariance(self._roots, self._linear, self._roots, self._linear, hyperparameters)
@@ -83,7 +91,7 @@ class GaussianProcess:
             for start in _STARTS
         ]
         best = min(found, key=lambda each: float(each.fun))
-        return cls(scaling, best.x, design, losses)
+        return cls(scaling, best.x, design, losses, (float(losses.mean()), _deviation(losses)))
 
     def mean(self, design: Design) -> FloatArray:
         """The expected loss (m,) at mixtures."""
@@ -106,10 +114,8 @@ class GaussianProcess:
             np.concatenate([self._design.transport, design.transport]),
         )
         losses = np.concatenate([self._losses(), self.mean(design)])
-        later = GaussianProcess(self._scaling, self._hyperparameters, joined, losses)
-        # The unit of the deviations is that of the runs that were made.
-        later._mean, later._deviation = self._mean, self._deviation
-        return later
+        unit = self._mean, self._deviation
+        return GaussianProcess(self._scaling, self._hyperparameters, joined, losses, unit)
 
     def _losses(self) -> FloatArray:
         return np.asarray(self._mean + self._deviation * (self._cholesky @ (self._cholesky.T @ self._alpha)))

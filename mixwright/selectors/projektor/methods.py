@@ -82,7 +82,7 @@ def _own_prediction(study: Study, name: PredictorName) -> Callable[[FloatArray],
     model = study.model
     if model is None:
         return None
-    here = np.ones(len(model.table), dtype=np.bool_) if model.pooled else model.table.at(model.reference)
+    here = model.at_reference
     design = Design(model.table.weights[here], np.zeros(int(here.sum())))
     fitted = PREDICTORS[name].fit(design, model.sign * model.table.scores[here], study.seed)
     return lambda weights: fitted.mean(Design(weights, np.zeros(len(weights))))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from mixwright.selectors.projektor.design import Design
 from mixwright.selectors.projektor.mixmin import ensemble_slopes
 from mixwright.selectors.projektor.score_model import ScoreModel
-from mixwright.selectors.projektor.simplex import dirichlet, grid_size, project_to_simplex, simplex_grid
+from mixwright.selectors.projektor.simplex import dirichlet, finest_grid, project_to_simplex
 from mixwright.selectors.projektor.transport import TransportProblem
 
 FloatArray = npt.NDArray[np.float64]
@@ -143,8 +143,8 @@ def _exact(model: ScoreModel, point: FloatArray, size: float) -> tuple[float, Fl
 
 def _scattered(n_sources: int, seed: int) -> FloatArray:
     """Mixtures all over the simplex: a grid as fine as it may be, or draws, half of them near the edges."""
-    steps = next((each for each in (40, 20, 10, 5, 4) if grid_size(n_sources, each) <= _GRID), None)
-    if steps is not None:
-        return simplex_grid(n_sources, steps)
+    grid = finest_grid(n_sources, _GRID)
+    if grid is not None:
+        return grid
     halves = [dirichlet(n_sources, _GRID // 2, seed, concentration) for concentration in (1.0, 0.1)]
     return np.concatenate(halves)

@@ -8,13 +8,15 @@ import numpy.typing as npt
 from mixwright.errors import ConfigError
 from mixwright.selectors.projektor.gaussian_process import GaussianProcess
 from mixwright.selectors.projektor.score_model import ScoreModel
-from mixwright.selectors.projektor.simplex import dirichlet, grid_size, project_to_simplex, simplex_grid
+from mixwright.selectors.projektor.simplex import dirichlet, finest_grid, project_to_simplex
 from mixwright.selectors.projektor.study import Study
 
 FloatArray = npt.NDArray[np.float64]
 
 _CANDIDATES = 3000
 _GRID = 1500
+_TOO_NEAR = 0.02
+"""Hellinger distance within which a second run would say little that is new."""
 
 
 def plan_mixtures(
@@ -30,7 +32,7 @@ def plan_mixtures(
     The uniform mixture, the single sources where there are runs for twice as many (they show what a source is
     worth alone, and MixMin needs them), then always the candidate that is furthest from all others in Hellinger
     distance (a maximin design, Johnson et al. 1990). ``existing`` (m, k) are trained already; ``caps`` (k,) the
-    largest shares. Raises ConfigError for n below 1.
+    largest shares. Fewer than ``n`` where the caps leave no others. Raises ConfigError for n below 1.
     """
     if n < 1:
         raise ConfigError(f"{n} mixtures to plan: ask for 1 or more")
@@ -47,6 +49,8 @@ def plan_mixtures(
     )
     while len(planned) < n:
         chosen = int(np.argmax(nearest))
+        if nearest[chosen] <= _TOO_NEAR:
+            break
         planned.append(candidates[chosen])
         nearest = np.minimum(nearest, _hellinger(candidates, candidates[chosen][None])[:, 0])
     return np.asarray(planned)
@@ -58,14 +62,16 @@ def plan_with_model(
     """The next ``n`` mixtures (n, k) by what the runs have shown: GP-UCB-PE (Contal et al., arXiv 1304.5350).
 
     First the mixture that may be the best (the mean less ``bonus`` deviations), then always the one of which
-    least is known, among those that may still be the best; what is planned counts as known. Raises ConfigError
-    for n below 1.
+    least is known, among those that may still be the best; what is planned counts as known. Fewer than ``n`` where
+    the caps leave no others. Raises ConfigError for n below 1.
     """
     if n < 1:
         raise ConfigError(f"{n} mixtures to plan: ask for 1 or more")
     k = len(caps)
     candidates = project_to_simplex(_candidates(k, seed), caps)
     candidates = _distinct(candidates, model.table.weights)
+    if not len(candidates):
+        return candidates
     design = model.design(candidates, model.problem.lower_bound(candidates))
     forecast = model.forecast(design, size)
     losses = model.sign * forecast.mean
@@ -73,12 +79,13 @@ def plan_with_model(
     relevant = hopeful <= fearful.min()
     chosen = [int(np.argmin(hopeful))]
     surface = model.surfaces[model.reference]
-    here = model.table.at(model.reference) if not model.pooled else np.ones(len(model.table), dtype=np.bool_)
-    trained = model.design(model.table.weights[here])
+    trained = model.design(model.table.weights[model.at_reference])
     process = GaussianProcess.fit(trained, surface.mean(trained))
     while len(chosen) < min(n, len(candidates)):
         unsure = process.with_runs(design.take(np.asarray(chosen))).deviation(design)
-        unsure[chosen] = -1.0
+        unsure[_hellinger(candidates, candidates[chosen]).min(axis=1) <= _TOO_NEAR] = -1.0
+        if unsure.max() < 0:
+            break
         allowed = relevant if relevant[unsure > 0].any() else np.ones(len(candidates), dtype=np.bool_)
         chosen.append(int(np.argmax(np.where(allowed, unsure, -1.0))))
     return np.asarray(candidates[chosen])
@@ -93,9 +100,9 @@ def plan_next(study: Study, n: int) -> FloatArray:
 
 def _candidates(n_sources: int, seed: int) -> FloatArray:
     """Mixtures to choose from: a grid as fine as it may be, and draws of several concentrations."""
-    steps = next((each for each in (20, 10, 5, 4, 3, 2) if grid_size(n_sources, each) <= _GRID), 1)
+    grid = finest_grid(n_sources, _GRID)
     draws = [dirichlet(n_sources, _CANDIDATES // 3, seed, concentration) for concentration in (1.0, 0.3, 0.1)]
-    return np.concatenate([simplex_grid(n_sources, steps), *draws])
+    return np.concatenate([*([] if grid is None else [grid]), *draws])
 
 
 def _hellinger(weights: FloatArray, others: FloatArray) -> FloatArray:
@@ -109,4 +116,4 @@ def _distinct(weights: FloatArray, done: FloatArray) -> FloatArray:
     kept = weights[np.sort(first)]
     if not len(done):
         return kept
-    return np.asarray(kept[_hellinger(kept, done).min(axis=1) > 1e-3])
+    return np.asarray(kept[_hellinger(kept, done).min(axis=1) > _TOO_NEAR])

@@ -207,7 +207,8 @@ def _with_ensemble(design: Design) -> Design:
 def _fit_ensemble_process(design: Design, losses: FloatArray, seed: int) -> Fitted:
     process = GaussianProcess.fit(_with_ensemble(design), losses)
     return Fitted(
-        lambda asked: process.mean(_with_ensemble(asked)), lambda asked: process.deviation(_with_ensemble(asked))
+        lambda asked: process.mean(_with_ensemble(asked)),
+        lambda asked: process.deviation(_with_ensemble(asked)),
     )
 
 

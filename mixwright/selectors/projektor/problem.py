@@ -10,6 +10,7 @@ from mixwright.selectors.projektor.transport import Points, TransportProblem
 _ALL_CENTROIDS = 1024
 """Points of all sources together, so that a solution takes milliseconds however many sources there are."""
 _FEWEST_CENTROIDS = 8
+_FEWEST_TARGETS = 256
 _ALL_COSTS = 1 << 18
 """Entries of the cost matrix: 1,024 points of all sources leave 256 for the validation set."""
 
@@ -30,8 +31,12 @@ def transport_problem(
     """
     samples, target = list(pilots), validation
     if centroids is not None:
-        each = max(min(centroids, _ALL_CENTROIDS // len(pilots)), _FEWEST_CENTROIDS)
-        samples = [compress(points, each, seed) for points in pilots]
+        samples = [compressed_pilot(points, len(pilots), centroids, seed) for points in pilots]
         n_points = sum(len(points.mass) for points in samples)
-        target = compress(validation, max(_ALL_COSTS // n_points, 256), seed)
+        target = compress(validation, max(_ALL_COSTS // n_points, _FEWEST_TARGETS), seed)
     return TransportProblem.of(samples, target, cost_blocks(samples, target, label_cost))
+
+
+def compressed_pilot(points: Points, n_sources: int, centroids: int, seed: int) -> Points:
+    """One of the pilots as ``transport_problem`` compresses it, so that they need not be in memory together."""
+    return compress(points, max(min(centroids, _ALL_CENTROIDS // n_sources), _FEWEST_CENTROIDS), seed)

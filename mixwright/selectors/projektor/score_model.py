@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from mixwright.selectors.projektor.projection import (
     Exponent,
     ProjectionName,
     noise_gain,
+    pooled_exponents,
     project_log_linear,
     project_power,
     project_power_shared,
@@ -28,6 +30,7 @@ from mixwright.selectors.projektor.transport import TransportProblem
 FloatArray = npt.NDArray[np.float64]
 LikelihoodArray = npt.NDArray[np.floating]
 
+_SAME_SIZE = 1.05
 _MOST_UNITS = 20_000
 _FEWEST_RUNS = 4
 """Different mixtures that a size needs so that a surface is fitted there."""
@@ -43,7 +46,7 @@ class RunTable:
 
     @classmethod
     def of(cls, runs: Sequence[TrainingRun], sources: Sequence[str]) -> RunTable:
-        """The table of these runs. Shares are divided by their sum.
+        """The table of these runs. Shares are divided by their sum; sizes within 5 % of each other count as one.
 
         Raises DataError for a source that is not in the pool, and for a run without any share.
         """
@@ -58,11 +61,8 @@ class RunTable:
             if weights[number].sum() <= 0:
                 raise DataError(f"run {number + 1} has no share above 0: give at least one")
             weights[number] /= weights[number].sum()
-        return cls(
-            weights,
-            np.asarray([run.size for run in runs], dtype=np.float64),
-            np.asarray([run.score for run in runs], dtype=np.float64),
-        )
+        sizes = _grouped(np.asarray([run.size for run in runs], dtype=np.float64))
+        return cls(weights, sizes, np.asarray([run.score for run in runs], dtype=np.float64))
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -123,6 +123,11 @@ class ScoreModel:
         return min(self.surfaces), max(self.surfaces)
 
     @property
+    def at_reference(self) -> npt.NDArray[np.bool_]:
+        """The runs (n,) that the surface at the largest size was fitted to."""
+        return np.ones(len(self.table), dtype=np.bool_) if self.pooled else self.table.at(self.reference)
+
+    @property
     def sign(self) -> int:
         """Losses are scores times this."""
         return 1 if self.metric.direction == "minimize" else -1
@@ -159,6 +164,9 @@ class ScoreModel:
         match self._projected(size):
             case "power_shared":
                 return project_power_shared(large, self._best, self._exponent.value, size / self.reference)
+            case "power_pooled":
+                exponents = self._pooled(design)[0]
+                return project_power_shared(large, self._best, exponents, size / self.reference)
             case "power":
                 small = self.surfaces[self.sizes[0]].mean(design)
                 return project_power(small, large, self._best, self.sizes, size)
@@ -174,10 +182,13 @@ class ScoreModel:
             self.surfaces[self.reference].mean(design),
             self.surfaces[self.reference].deviation(design),
         )
-        if projection == "power_shared":
-            ratio = size / self.reference
-            unsure = np.maximum(large - best, 0.0) * abs(np.log(ratio)) * self._exponent.error
-            return np.asarray(ratio**-self._exponent.value * np.hypot(deviation, unsure))
+        if projection in ("power_shared", "power_pooled"):
+            ratio, shared = size / self.reference, self._exponent
+            exponents, variances = np.asarray(shared.value), np.asarray(shared.error**2 + shared.spread**2)
+            if projection == "power_pooled":
+                exponents, variances = self._pooled(design)
+            unsure = np.maximum(large - best, 0.0) * abs(np.log(ratio)) * np.sqrt(variances)
+            return np.asarray(ratio**-exponents * np.hypot(deviation, unsure))
         low, high = self.sizes
         of_large, of_small = np.log(size / low) / np.log(high / low), np.log(size / high) / np.log(high / low)
         small = self.surfaces[low].mean(design)
@@ -193,9 +204,30 @@ class ScoreModel:
         """By how much noise grows on the way to this size; None where nothing is projected."""
         if self.projection is None or size in self.surfaces:
             return None
-        if self.projection == "power_shared" and self.exponent is not None:
+        if self.projection in ("power_shared", "power_pooled") and self.exponent is not None:
             return shared_noise_gain(self.exponent, size / self.reference)
         return noise_gain(self.sizes, size)
+
+    def _own_exponents(self, design: Design) -> tuple[FloatArray, FloatArray]:
+        """Exponents (m,) by the two surfaces, and their variances (m,)."""
+        low, high = self.sizes
+        logs, relative = [], []
+        for size in (low, high):
+            excess = np.maximum(self.surfaces[size].mean(design) - self._best, 1e-12)
+            logs.append(np.log(excess))
+            relative.append(self.surfaces[size].deviation(design) / excess)
+        span = np.log(high / low)
+        return (logs[0] - logs[1]) / span, np.asarray((relative[0] ** 2 + relative[1] ** 2) / span**2)
+
+    def _pooled(self, design: Design) -> tuple[FloatArray, FloatArray]:
+        """Exponents (m,) of mixtures shrunk to the shared one, and their variances (m,)."""
+        return pooled_exponents(*self._own_exponents(design), self._exponent, self._between)
+
+    @cached_property
+    def _between(self) -> float:
+        """The variance of the trained mixtures' true exponents: of the fitted ones, less that of the fits."""
+        exponents, variances = self._own_exponents(self.design(self.table.weights[self.table.at(self.reference)]))
+        return max(float(((exponents - self._exponent.value) ** 2).mean() - variances.mean()), 0.0)
 
     def _projected(self, size: float) -> ProjectionName:
         if self.projection is None:
@@ -222,7 +254,7 @@ def fit_score_model(
     metric: Metric,
     *,
     predictor: str = "auto",
-    projection: ProjectionName = "power_shared",
+    projection: ProjectionName = "power_pooled",
     likelihoods: LikelihoodArray | None = None,
     seed: int = 0,
 ) -> ScoreModel:
@@ -242,6 +274,11 @@ def fit_score_model(
     if best is not None:
         exponent = shared_exponent(table.weights, table.sizes, np.maximum(losses - sign * best, 0.0))
     fitted_sizes, pooled = _fitted_sizes(table, exponent)
+    if not pooled and table.n_mixtures(fitted_sizes[0]) < 2:
+        raise DataError(
+            "no two different mixtures were trained at the same size, and no mixture at two sizes: give runs of "
+            "about the same size one size"
+        )
     chosen = _projection(table, fitted_sizes, projection, exponent, metric, notes)
 
     def surface(weights: FloatArray, at: FloatArray) -> Surface:
@@ -260,6 +297,18 @@ def fit_score_model(
     return ScoreModel(
         table, problem, metric, predictor, chosen, surfaces, exponent, pooled, likelihoods, tuple(notes)
     )
+
+
+def _grouped(sizes: FloatArray) -> FloatArray:
+    """Sizes (n,) with those that are nearly equal, as token counts of real trainings are, set to their mean."""
+    order = np.sort(np.unique(sizes))
+    groups = np.zeros(len(order), dtype=np.int64)
+    first = order[:1]
+    for number, size in enumerate(order[1:], 1):
+        groups[number] = groups[number - 1] + (size > first * _SAME_SIZE).item()
+        first = order[number : number + 1] if groups[number] > groups[number - 1] else first
+    group = groups[np.searchsorted(order, sizes)]
+    return np.asarray(np.round(np.bincount(group, weights=sizes) / np.bincount(group))[group])
 
 
 def _check(table: RunTable, metric: Metric) -> None:
@@ -305,15 +354,16 @@ def _projection(
         notes.append(
             f"the sizes of the runs are only {fitted[-1] / fitted[0]:.1f} times apart: projections want 4 or more"
         )
-    if asked == "power_shared":
+    if asked in ("power_shared", "power_pooled"):
         if exponent is not None:
-            return asked
-        notes.append(
-            f"{metric.name} has no best possible value, so it is projected by log_linear: give the metric its "
-            f"{'low' if metric.direction == 'minimize' else 'high'}"
-            if metric.best is None
-            else "no mixture was trained at two sizes, so that nothing is projected"
-        )
+            # Exponents of single mixtures need a surface at each of two sizes.
+            return asked if two else "power_shared"
+        reason, remedy = "no mixture was trained at two sizes", "train one at another size"
+        if metric.best is None:
+            bound = "low" if metric.direction == "minimize" else "high"
+            reason, remedy = f"{metric.name} has no best possible value", f"give the metric its {bound}"
+        outcome = "scores are projected by log_linear" if two else "nothing is projected"
+        notes.append(f"{reason}, so that {outcome}: {remedy}")
         return "log_linear" if two else None
     if not two:
         notes.append(f"projection {asked} wants {_FEWEST_RUNS} mixtures at each of two sizes")

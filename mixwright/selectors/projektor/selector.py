@@ -77,7 +77,7 @@ class Projektor:
         Field(description="of the score at one size; auto averages by their errors"),
     ] = "auto"
     projection: Annotated[ProjectionName, Field(description="from the sizes of the runs to others")] = (
-        "power_shared"
+        "power_pooled"
     )
     pilot_rows: Annotated[int, Field(ge=1, description="documents that stand for a source")] = 1000
     validation_rows: Annotated[int, Field(ge=1, description="documents that stand for the validation corpus")] = (

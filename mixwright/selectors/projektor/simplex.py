@@ -52,9 +52,12 @@ def dirichlet(n_sources: int, n: int, seed: int, concentration: float = 1.0) -> 
     return np.random.default_rng(seed).dirichlet(np.full(n_sources, concentration), n)
 
 
-def grid_size(n_sources: int, steps: int) -> int:
-    """How many mixtures ``simplex_grid`` gives."""
-    return math.comb(steps + n_sources - 1, n_sources - 1)
+def finest_grid(n_sources: int, most: int) -> FloatArray | None:
+    """The finest of some grids with at most so many mixtures; None where even steps of a fourth are too many."""
+    for steps in (40, 20, 10, 5, 4):
+        if math.comb(steps + n_sources - 1, n_sources - 1) <= most:
+            return simplex_grid(n_sources, steps)
+    return None
 
 
 def total_variation(weights: FloatArray, others: FloatArray) -> FloatArray:

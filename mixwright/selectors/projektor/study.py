@@ -17,7 +17,7 @@ from mixwright.selectors.allocation import temperature_weights
 from mixwright.selectors.mixture import smallest_hashes
 from mixwright.selectors.pool import Pool, Source, vectors_of
 from mixwright.selectors.projektor.optimization import best_mixture, least_transport
-from mixwright.selectors.projektor.problem import transport_problem
+from mixwright.selectors.projektor.problem import compressed_pilot, transport_problem
 from mixwright.selectors.projektor.projection import LARGEST_NOISE_GAIN
 from mixwright.selectors.projektor.score_model import RunTable, ScoreModel, fit_score_model
 from mixwright.selectors.projektor.simplex import inside_hull
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.float64]
 
+_VERTEX_STARTS = 10
 _NEGLIGIBLE = 1e-4
 """Shares below it are noise of the search."""
 
@@ -60,10 +61,10 @@ class Study:
         names = tuple(source.name for source in pool.sources)
         runs, metric, unit = _results(selector, pool)
         size = _size(selector, budget, runs, unit)
-        pilots, validation = _samples(selector, pool)
+        samples = _samples(selector, pool)
         label_cost = selector.label_cost or ("zero_one" if selector.label else "none")
         problem = transport_problem(
-            pilots, validation, label_cost=label_cost, centroids=selector.centroids or None
+            samples.pilots, samples.validation, label_cost=label_cost, centroids=selector.centroids or None
         )
         model = None
         if runs:
@@ -80,7 +81,14 @@ class Study:
         target = size or (round(model.reference) if model is not None else 1)
         caps = np.minimum(available * selector.max_epochs / target, 1.0)
         if caps.sum() < 1:
-            # Not even all sources together fill it: what would is for the budget to say.
+            most = int(available.sum() * selector.max_epochs)
+            if selector.size is not None:
+                raise ConfigError(
+                    f"size {target:,} is more than the sources give in {selector.max_epochs:g} epochs, "
+                    f"{most:,} {unit}: declare what there is of them by declared_sizes, raise max_epochs, or "
+                    "lower the size"
+                )
+            # A budget that is too large says so itself when it is filled.
             caps = caps / caps.sum()
         return cls(
             names,
@@ -91,7 +99,7 @@ class Study:
             target,
             available,
             caps,
-            tuple(len(each.mass) for each in pilots),
+            samples.n_rows,
             selector.seed,
         )
 
@@ -166,16 +174,20 @@ class Study:
         return tuple(found)
 
     def weights_of(self, shares: Mapping[str, float]) -> FloatArray:
-        """A mixture (k,) from shares by name, divided by their sum; raises ConfigError for an unknown name."""
-        weights: FloatArray = RunTable.of([TrainingRun(dict(shares), 1, 0.0)], self.names).weights[0]
-        return weights
+        """A mixture (k,) from shares by name, divided by their sum.
+
+        Raises ConfigError for an unknown name, and where no share is above 0.
+        """
+        if unknown := [name for name in shares if name not in self.names]:
+            raise ConfigError(f"weights: {unknown[0]} is none of the sources {', '.join(self.names)}: name those")
+        weights = np.asarray([shares.get(name, 0.0) for name in self.names])
+        if not (weights >= 0).all() or not 0 < weights.sum() < np.inf:
+            raise ConfigError("weights: give shares of 0 or more, one of them above 0")
+        return np.asarray(weights / weights.sum())
 
     def extrapolates(self, weights: FloatArray) -> bool:
         """True if the mixture (k,) is no average of mixtures that were trained."""
         return self.model is not None and not inside_hull(weights, self.model.table.weights)
-
-
-_VERTEX_STARTS = 10
 
 
 def _tidy(weights: FloatArray) -> FloatArray:
@@ -214,29 +226,45 @@ def _size(selector: Projektor, budget: Budget | None, runs: Sequence[TrainingRun
     return in_unit
 
 
-def _samples(selector: Projektor, pool: Pool) -> tuple[list[Points], Points]:
-    """The pilot sample of each source, and the validation set."""
+@dataclass(frozen=True)
+class _Samples:
+    """What stands for the sources and the validation set; ``n_rows`` (k,) documents stand for each source."""
+
+    pilots: list[Points]
+    validation: Points
+    n_rows: tuple[int, ...]
+
+
+def _samples(selector: Projektor, pool: Pool) -> _Samples:
+    """The pilot sample of each source, compressed before the next is read, and the validation set."""
     if pool.examples is None:
         raise DataError(
             "there is no validation set: name a corpus of what the model will be judged on by validation"
         )
-    asked = [(each, selector.pilot_rows) for each in pool.sources] + [(pool.examples, selector.validation_rows)]
-    vectors, labels = [], []
-    for source, n in asked:
-        shown = source.sample or source
-        # By hash of the documents, so that the order of the rows does not matter.
-        rows = smallest_hashes(shown, None, 0)[:n]
-        vectors.append(vectors_of(shown).rows(rows))
-        labels.append(_label_texts(shown, selector.label, rows) if selector.label else [])
-    if not selector.label:
-        points = [Points.of(each) for each in vectors]
-    else:
-        numbers = {text: number for number, text in enumerate(sorted({text for each in labels for text in each}))}
-        points = [
-            Points.of(each, np.asarray([numbers[text] for text in texts], dtype=np.int64))
-            for each, texts in zip(vectors, labels, strict=True)
-        ]
-    return points[:-1], points[-1]
+    classes: dict[str, int] = {}
+    validation = _points(pool.examples, selector.validation_rows, selector.label, classes)
+    pilots, n_rows = [], []
+    for source in pool.sources:
+        points = _points(source, selector.pilot_rows, selector.label, classes)
+        n_rows.append(len(points.mass))
+        if selector.centroids:
+            points = compressed_pilot(points, len(pool.sources), selector.centroids, 0)
+        pilots.append(points)
+    return _Samples(pilots, validation, tuple(n_rows))
+
+
+def _points(source: Source, n: int, label: str | None, classes: dict[str, int]) -> Points:
+    """``n`` documents of a source. ``classes`` numbers the labels, and learns those that are new."""
+    shown = source.sample or source
+    # By hash of the documents, so that the order of the rows does not matter.
+    rows = smallest_hashes(shown, None, 0)[:n]
+    vectors = vectors_of(shown).rows(rows)
+    if label is None:
+        return Points.of(vectors)
+    texts = _label_texts(shown, label, rows)
+    for text in sorted(set(texts) - set(classes)):
+        classes[text] = len(classes)
+    return Points.of(vectors, np.asarray([classes[text] for text in texts], dtype=np.int64))
 
 
 def _label_texts(source: Source, label: str, rows: npt.NDArray[np.int64]) -> list[str]:
