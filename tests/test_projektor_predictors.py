@@ -60,7 +60,9 @@ def drop_slow_predictors(patch: pytest.MonkeyPatch) -> None:
     slow = ("regmix", "pq_ridge", "rational", "rational_ot", "mixing_law")
     for name in slow:
         patch.delitem(PREDICTORS, name)
-    patch.setattr(cross_validation, "AUTO_MEMBERS", tuple(name for name in AUTO_MEMBERS if name not in slow))
+    patch.setattr(
+        cross_validation, "AUTO_MEMBERS", {name: share for name, share in AUTO_MEMBERS.items() if name not in slow}
+    )
 
 
 @pytest.fixture
@@ -325,7 +327,7 @@ def test_auto_is_an_average_and_about_as_good_as_its_best_member(
     assert 1 < len(found.weights) < len(AUTO_MEMBERS)
     average = sum(weight * found.errors[name].out_of_fold for name, weight in found.weights.items())
     np.testing.assert_allclose(found.errors["auto"].out_of_fold, average)
-    assert found.errors["auto"].root_mean_square_error <= 1.05 * min(rmse.values())
+    assert found.errors["auto"].root_mean_square_error <= 1.25 * min(rmse.values())
     assert found.errors["auto"].root_mean_square_error < 0.5 * losses.std()
 
 
@@ -337,13 +339,14 @@ def test_stacking_weights_have_the_least_shrunk_error_on_the_simplex(seed: int, 
     predicted = (
         losses[:, None] + rng.normal(size=(14, m)) * rng.uniform(0.05, 2, m) + 0.3 * rng.normal(size=(14, 1))
     )
-    weights = _stacked(predicted, losses)
+    usual = rng.dirichlet(np.ones(m))
+    weights = _stacked(predicted, losses, usual)
     assert weights.sum() == pytest.approx(1)
     assert weights.min() >= 0
 
     def error(each: Array) -> Array:
         gaps = predicted @ each.T - losses[:, None]
-        return (gaps**2).mean(axis=0) / losses.var() + 0.05 * ((each - 1 / m) ** 2).sum(axis=1)
+        return (gaps**2).mean(axis=0) / losses.var() + 0.5 * ((each - usual) ** 2).sum(axis=1)
 
     assert error(weights[None])[0] <= error(simplex_grid(m, 20)).min() + 1e-5
 

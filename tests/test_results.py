@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
@@ -13,8 +15,11 @@ from typer.testing import CliRunner
 from mixwright.cli import app
 from mixwright.config import Settings
 from mixwright.errors import ConfigError, DataError, MixwrightError, NotFoundError
-from mixwright.jobs.import_results import import_results
-from mixwright.results import Results, read_runs
+from mixwright.fingerprint import fingerprint
+from mixwright.jobs.results import import_results, merge_results
+from mixwright.results import Results, read_runs, runs_table
+from mixwright.schemas.manifests import ResultsManifest
+from mixwright.schemas.references import Reference
 from mixwright.schemas.training_runs import Metric, TrainingRun
 from mixwright.service.app import create_app
 from mixwright.store import Store
@@ -215,3 +220,62 @@ def test_the_catalog_serves_results(store: Store, tmp_path: Path) -> None:
         assert client.get("/v1/results/own/runs", params={"cursor": "x"}).status_code == 422
     done = CliRunner().invoke(app, ["catalog", "show", "results:own", "--home", str(store.home)])
     assert json.loads(done.stdout)["kind"] == "results"
+
+
+def with_likelihoods(store: Store, name: str, sources: list[str], size: int, values: np.ndarray) -> str:
+    """Results of the single sources, with likelihoods, as a pilot job publishes them."""
+    runs = [TrainingRun({source: 1.0}, size, float(number)) for number, source in enumerate(sources)]
+    identity = fingerprint("results", [], {"name": name})
+    with store.stage("results", Reference(name), identity) as staging:
+        runs_table(sources, runs, seeds=[0] * len(runs)).write_parquet(staging.path / "runs.parquet")
+        np.save(staging.path / "likelihoods.npy", values)
+        draft = ResultsManifest(
+            name=name,
+            version=1,
+            fingerprint=identity,
+            files=[staging.entry("runs.parquet"), staging.entry("likelihoods.npy")],
+            created_at=datetime.now(UTC),
+            sources=sources,
+            metric=Metric(),
+            unit="tokens",
+            evaluator="ngram",
+            validation="held-out@1",
+            n_rows=len(runs),
+            likelihoods=True,
+        )
+        return store.publish(staging, draft).ref
+
+
+def test_merged_results_have_every_run_once_in_the_order_of_the_first(store: Store, tmp_path: Path) -> None:
+    small = with_likelihoods(store, "small", ["wiki", "web"], 100, np.asarray([[0.1, 0.2]]))
+    large = with_likelihoods(store, "large", ["web", "wiki"], 900, np.asarray([[0.3, 0.4]]))
+    own = import_results(store, written(tmp_path, CSV), "own", None, Metric(), "tokens")
+    merged = merge_results(store, [small, large, own.ref, small], "all")
+    found = Results.open(store, merged.ref)
+    assert merged.sources == ["wiki", "web"]
+    expected = [run for part in (small, large, own.ref) for run in Results.open(store, part).runs()]
+    assert found.runs() == expected
+    # The likelihoods of the larger runs, their columns turned round.
+    np.testing.assert_array_equal(found.likelihoods(), [[0.4, 0.3]])
+    assert [each.ref for each in merged.inputs] == [small, large, own.ref, small]
+    assert merged.warnings == ["2 runs that occur several times are there once"]
+    assert (merged.evaluator, merged.validation) == ("ngram, imported", "held-out@1")
+    assert merge_results(store, [small, large, own.ref, small], "all") == merged
+
+
+def test_results_that_cannot_be_compared_are_not_merged(store: Store, tmp_path: Path) -> None:
+    table = written(tmp_path, CSV)
+    import_results(store, table, "own", None, Metric(), "tokens")
+    import_results(store, table, "other", None, Metric("accuracy"), "tokens")
+    import_results(store, table, "counted", None, Metric(), "documents")
+    with pytest.raises(DataError, match="own@1 and other@1 do not have the same metric"):
+        merge_results(store, ["own", "other"], "all")
+    with pytest.raises(DataError, match="do not have the same unit"):
+        merge_results(store, ["own", "counted"], "all")
+    with pytest.raises(ConfigError, match="name two results or more"):
+        merge_results(store, ["own"], "all")
+    merged = CliRunner().invoke(
+        app, ["pilot", "merge", "own", "own", "--name", "all", "--home", str(store.home), "--json"]
+    )
+    assert merged.exit_code == 0, merged.output
+    assert json.loads(merged.stdout)["n_rows"] == 2

@@ -133,10 +133,30 @@ def import_runs(
     json: Json = False,
 ) -> None:
     """Publish a table of trainings that were made elsewhere, a row each: shares, size and score."""
-    from mixwright.jobs.import_results import import_results
+    from mixwright.jobs.results import import_results
 
     settings, store = open_store(home)
     manifest = import_results(store, file, name, source, Metric(metric, direction, low, high), unit)
+    with open_catalog(settings) as catalog:
+        catalog.record(manifest)
+    if json:
+        print_json(summary(manifest, *_FIELDS))
+        return
+    _print(Results.open(store, manifest.ref))
+
+
+@pilot_app.command("merge")
+def merge_runs(
+    results: Annotated[list[str], typer.Argument(metavar="RESULTS...", help="Results, names or name@version.")],
+    name: Annotated[str, typer.Option(help="Name of the merged results, or name@version.")],
+    home: Home = None,
+    json: Json = False,
+) -> None:
+    """Publish the trainings of several results as one, of the first runs and of those planned by them, say."""
+    from mixwright.jobs.results import merge_results
+
+    settings, store = open_store(home)
+    manifest = merge_results(store, results, name)
     with open_catalog(settings) as catalog:
         catalog.record(manifest)
     if json:

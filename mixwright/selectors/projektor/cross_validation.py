@@ -15,12 +15,22 @@ from mixwright.selectors.projektor.predictors import PREDICTORS, Fitted, Predict
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
-AUTO_MEMBERS: tuple[PredictorName, ...] = ("ot_gp", "mixmin_gp", "rational_ot", "rational", "mixmin", "ot_linear")
-"""What ``auto`` averages, as far as they can be fitted. The first always can."""
+AUTO_MEMBERS: dict[PredictorName, float] = {
+    "ot_gp": 8,
+    "mixmin_gp": 8,
+    "rational_ot": 1,
+    "rational": 1,
+    "mixmin": 1,
+    "ot_linear": 1,
+}
+"""What ``auto`` averages, as far as they can be fitted, and the shares that it shrinks their weights to.
+
+The Gaussian processes did best or nearly so on every problem that was measured, see docs/selectors/projektor.md.
+"""
 _MUCH_WORSE = 1.5
 _FOLDS = 6
-_SHRINKAGE = 0.05
-"""Of the average's weights towards equal ones, in variances of the losses: few runs cannot tell them apart."""
+_SHRINKAGE = 0.5
+"""Of the average's weights, in variances of the losses: the folds of a few runs cannot tell the members apart."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +79,11 @@ def cross_validate(design: Design, losses: FloatArray, seed: int) -> CrossValida
     members = _members(errors)
     if not members:
         # Too few mixtures to hold any out: what needs no choice.
-        unknown = _errors("auto", 0, None, losses, errors[AUTO_MEMBERS[0]].note)
-        return CrossValidation({"auto": unknown, **errors}, {AUTO_MEMBERS[0]: 1.0})
+        unknown = _errors("auto", 0, None, losses, errors["ot_gp"].note)
+        return CrossValidation({"auto": unknown, **errors}, {"ot_gp": 1.0})
     predicted = np.column_stack([np.asarray(errors[name].out_of_fold) for name in members])
-    weights = _stacked(predicted, losses)
+    usual = np.asarray([AUTO_MEMBERS[name] for name in members])
+    weights = _stacked(predicted, losses, usual / usual.sum())
     auto = _errors("auto", len(members) - 1, _OutOfFold(predicted @ weights), losses, None)
     return CrossValidation({"auto": auto, **errors}, dict(zip(members, weights.tolist(), strict=True)))
 
@@ -145,28 +156,27 @@ def _rank_correlation(left: FloatArray, right: FloatArray) -> float | None:
     return float(spearmanr(left, right).statistic)
 
 
-def _stacked(out_of_fold: FloatArray, losses: FloatArray) -> FloatArray:
-    """Weights (m,) of the average with the least out-of-fold error (stacking, Wolpert 1992), shrunk to equal ones.
+def _stacked(out_of_fold: FloatArray, losses: FloatArray, usual: FloatArray) -> FloatArray:
+    """Weights (m,) of the average with the least out-of-fold error (stacking, Wolpert 1992), shrunk to usual ones.
 
-    ``out_of_fold`` (n, m) are the members' predictions.
+    ``out_of_fold`` (n, m) are the members' predictions, ``usual`` (m,) sums to 1.
     """
     from scipy.optimize import minimize
 
-    m = out_of_fold.shape[1]
-    equal = np.full(m, 1 / m)
+    m = len(usual)
     if m == 1:
-        return equal
+        return usual
     gaps = out_of_fold - losses[:, None]
     products = gaps.T @ gaps / len(losses) / max(float(losses.var()), 1e-300)
 
     def objective(weights: FloatArray) -> tuple[float, FloatArray]:
-        pull = weights - equal
+        pull = weights - usual
         value = weights @ products @ weights + _SHRINKAGE * pull @ pull
         return float(value), 2 * products @ weights + 2 * _SHRINKAGE * pull
 
     solved = minimize(
         objective,
-        equal,
+        usual,
         jac=True,
         method="SLSQP",
         bounds=[(0, 1)] * m,
