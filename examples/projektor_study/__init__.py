@@ -1,0 +1,1 @@
+"""How well projektor predicts and chooses mixtures, measured: what the projektor examples share."""
