@@ -27,6 +27,7 @@ from mixwright.corpora import Corpus
 from mixwright.errors import ConfigError, ConvergenceError, DataError, MixwrightError, ShortfallError
 from mixwright.indexes.embeddings import Embeddings
 from mixwright.jobs import pilot, train_command_guard
+from mixwright.jobs.embed import run_embed
 from mixwright.jobs.inputs import inputs_state
 from mixwright.jobs.pilot import run_pilot
 from mixwright.jobs.pilot_workers import PilotRun, evenly, mixture_rows, pilot_mixture, served_rows
@@ -38,7 +39,7 @@ from mixwright.language_models.ngram import NgramModel
 from mixwright.progress import NoProgress, Progress
 from mixwright.results import Results
 from mixwright.schemas.manifests import ResultsManifest
-from mixwright.schemas.requests import PilotRequest
+from mixwright.schemas.requests import EmbedRequest, PilotRequest
 from mixwright.selectors.pool import Pool
 from mixwright.selectors.projektor import linear_probe as probe_module
 from mixwright.selectors.projektor.linear_probe import linear_probe
@@ -229,6 +230,28 @@ def test_the_linear_probe_learns_the_classes_of_its_mixture(store: Store, publis
     model = LogisticRegression(C=probe_module._INVERSE_PENALTY, max_iter=1000).fit(np.concatenate(vectors), labels)
     asked = Embeddings.open(store, "held-out.hashing-48").matrix()
     assert scores[2, 1] == model.score(asked, ["sea"] * 15 + ["bread"] * 15)
+
+
+@pytest.mark.usefixtures("corpora")
+def test_only_documents_that_are_served_are_embedded_with_the_same_scores(store: Store) -> None:
+    fields = {
+        "evaluator": "linear_probe",
+        "label": "topic",
+        "encoder": ENCODER,
+        "unit": "documents",
+        "sizes": [10, 20],
+    }
+    manifest = run(store, name="few", **fields)
+    embedded = [each.ref for each in manifest.inputs if each.kind == "embeddings"]
+    assert [ref.partition("-")[0] for ref in embedded] == ["sea.pilot", "bread.pilot", "held"]
+    part = Embeddings.open(store, embedded[0])
+    assert len(part) == 20
+    # Once the corpora are embedded whole, a job of another name reads those, and scores the same.
+    for name in ("sea", "bread"):
+        run_embed(store, EmbedRequest(corpus=name, encoder=ENCODER), NoProgress())
+    again = run(store, name="whole", **fields)
+    assert "sea.hashing-48@1" in [each.ref for each in again.inputs if each.kind == "embeddings"]
+    assert runs_of(store, "whole")["score"].to_list() == runs_of(store, "few")["score"].to_list()
 
 
 @pytest.mark.usefixtures("corpora")
@@ -565,7 +588,7 @@ import sys
 from pathlib import Path
 from mixwright.jobs.pilot import run_pilot
 from mixwright.progress import NoProgress
-from mixwright.schemas.requests import PilotRequest
+from mixwright.schemas.requests import EmbedRequest, PilotRequest
 from mixwright.store import Store
 run_pilot(Store(Path(sys.argv[1])), PilotRequest.model_validate_json(sys.argv[2]), NoProgress())
 """

@@ -17,9 +17,18 @@ from mixwright.errors import ConfigError, DataError, ShortfallError
 from mixwright.fingerprint import fingerprint
 from mixwright.indexes.embeddings import Embeddings
 from mixwright.indexes.encoders import find_encoder
-from mixwright.jobs.embeddings_of import embeddings_of
+from mixwright.jobs.embeddings_of import embeddings_of, published_embeddings
 from mixwright.jobs.marked_shards import ShardFolder, Workers, finish_shards
-from mixwright.jobs.pilot_workers import PilotMark, PilotPlan, PilotRun, PilotWorker, labels_of, pilot_mixture
+from mixwright.jobs.pilot_workers import (
+    PilotMark,
+    PilotPlan,
+    PilotRun,
+    PilotWorker,
+    labels_of,
+    pilot_mixture,
+    served_rows,
+)
+from mixwright.jobs.samples import WORTH_IT, publish_rows
 from mixwright.jobs.train_command import TrainCommand
 from mixwright.progress import Progress
 from mixwright.results import LIKELIHOODS_FILE, RUNS_FILE, range_warnings, runs_table
@@ -71,7 +80,7 @@ def run_pilot(store: Store, request: PilotRequest, progress: Progress) -> Result
     for warning in warnings:
         # Now, when nothing is trained yet.
         progress.note(f"warning: {warning}")
-    embeddings = _embeddings(store, pool, validation, request, progress)
+    embeddings = _embeddings(store, pool, validation, request, runs, progress)
     with store.stage("results", reference, identity, resume=True) as staging:
         folder = ShardFolder(staging.path.resolve(), "npz", PilotMark)
         plan = _plan(store.home.resolve(), pool, validation, request, embeddings, command, runs)
@@ -282,13 +291,30 @@ def _check_labels(pool: Pool, validation: Corpus, label: str) -> Iterator[str]:
 
 
 def _embeddings(
-    store: Store, pool: Pool, validation: Corpus, request: PilotRequest, progress: Progress
+    store: Store,
+    pool: Pool,
+    validation: Corpus,
+    request: PilotRequest,
+    runs: Sequence[PilotRun],
+    progress: Progress,
 ) -> dict[str, Embeddings]:
-    """Of the linear probe, the embeddings of all corpora by ref."""
+    """Of the linear probe, the embeddings by corpus: of all its documents, or of those that the runs serve."""
     if request.evaluator != "linear_probe":
         return {}
-    refs = [*(source.ref for source in pool.sources), validation.manifest.ref]
-    return embeddings_of(store, refs, request.encoder, lambda _: request.template, progress, request.workers)
+    served = {source.ref: np.zeros(len(source.n_tokens), dtype=np.bool_) for source in pool.sources}
+    for run in runs:
+        for source, rows, _ in served_rows(pool, pilot_mixture(pool, run, request.unit, request.max_epochs)):
+            served[source.ref][rows] = True
+    embedded = {}
+    for source in pool.sources:
+        rows, corpus = np.flatnonzero(served[source.ref]), Corpus.open(store, source.ref)
+        whole = published_embeddings(store, corpus, request.encoder, request.template) is not None
+        part = 0 < WORTH_IT * len(rows) < len(corpus) and not whole
+        embedded[source.ref] = publish_rows(store, corpus, rows, "pilot").ref if part else source.ref
+    embedded[validation.manifest.ref] = validation.manifest.ref
+    refs = list(dict.fromkeys(embedded.values()))
+    made = embeddings_of(store, refs, request.encoder, lambda _: request.template, progress, request.workers)
+    return {ref: made[part] for ref, part in embedded.items()}
 
 
 def _plan(
@@ -348,10 +374,8 @@ def _manifest(
     corpora = {source.ref: source.fingerprint for source in pool.sources}
     corpora.setdefault(validation.manifest.ref, validation.manifest.fingerprint)
     made_from = [ArtifactInput(kind="corpus", ref=ref, fingerprint=each) for ref, each in corpora.items()]
-    made_from += [
-        ArtifactInput(kind="embeddings", ref=each.manifest.ref, fingerprint=each.manifest.fingerprint)
-        for each in embeddings.values()
-    ]
+    used = {each.manifest.ref: each.manifest.fingerprint for each in embeddings.values()}
+    made_from += [ArtifactInput(kind="embeddings", ref=ref, fingerprint=each) for ref, each in used.items()]
     return ResultsManifest(
         name=staging.reference.name,
         version=1,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from mixwright.corpora import Corpus, field_expression
+from mixwright.corpora import Corpus, field_expression, id_bits
 from mixwright.errors import DataError
 from mixwright.indexes.embeddings import Embeddings
 from mixwright.jobs.marked_shards import ShardFolder, ShardMark, use_one_thread
@@ -218,10 +218,9 @@ class _Probe:
     def __init__(self, store: Store, plan: PilotPlan, validation: Corpus) -> None:
         self._label = plan.label or ""
         self._labels: dict[str, npt.NDArray[np.object_]] = {}
-        self._vectors = {
-            ref: Embeddings.open(store, embeddings, Corpus.open(store, ref))
-            for ref, embeddings in plan.embeddings.items()
-        }
+        self._vectors = {ref: Embeddings.open(store, each) for ref, each in plan.embeddings.items()}
+        # By id where only a part of a corpus is embedded; None where rows are rows.
+        self._parts = {ref: _part_ids(store, ref, each) for ref, each in self._vectors.items()}
         self._truth = labels_of(validation.scan(), self._label)
         self._labelled = np.flatnonzero(self._truth != None)  # noqa: E711  # element by element
         self._validation = self._vectors[validation.manifest.ref].rows(self._labelled)
@@ -235,7 +234,7 @@ class _Probe:
                 self._labels[source.ref] = labels_of(source.frame, self._label)
             here = self._labels[source.ref][rows]
             labelled = np.flatnonzero(here != None)  # noqa: E711  # element by element
-            vectors.append(self._vectors[source.ref].rows(rows[labelled]))
+            vectors.append(self._of(source, rows[labelled]))
             labels.extend(here[labelled].tolist())
             weights.append(counts[labelled])
         if not labels:
@@ -249,6 +248,23 @@ class _Probe:
                 self._truth[self._labelled].tolist(),
             )
         )
+
+    def _of(self, source: Source, rows: Int64Array) -> npt.NDArray[np.float32]:
+        """Vectors (n, d) of these rows of a source."""
+        ids = self._parts[source.ref]
+        if ids is not None:
+            order = np.argsort(ids)
+            rows = order[np.searchsorted(ids[order], source.ids[rows])]
+        return self._vectors[source.ref].rows(rows)
+
+
+def _part_ids(store: Store, ref: str, embeddings: Embeddings) -> npt.NDArray[np.uint64] | None:
+    """The ids of the documents that are embedded, where they are a part of the corpus ``ref``."""
+    corpus = Corpus.open(store, embeddings.manifest.corpus)
+    embeddings.check_aligned(corpus)
+    if corpus.manifest.ref == ref:
+        return None
+    return corpus.scan().select(id_bits()).collect().to_series().to_numpy()
 
 
 class _Command:

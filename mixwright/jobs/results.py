@@ -67,8 +67,8 @@ def merge_results(store: Store, references: Sequence[str], name: str) -> Results
     """Publish the runs of several results as one; equal results that are published already are returned.
 
     A run that occurs twice (mixture, size, seed and score) is there once. Likelihoods are those of the results
-    with the largest runs. Raises DataError for results of other sources, another metric, unit or validation corpus,
-    ConfigError for fewer than two, NotFoundError, ConflictError.
+    with the largest runs. Raises DataError for results of other sources, another metric, unit or validation
+    corpus, ConfigError for fewer than two, NotFoundError, ConflictError.
     """
     if len(references) < 2:
         raise ConfigError("there is nothing to merge: name two results or more")

@@ -1,11 +1,13 @@
-"""Samples of corpora that are too large to be embedded whole: corpora of their own, embedded once."""
+"""Parts of corpora that are too large to be embedded whole: corpora of their own, embedded once."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,9 +24,11 @@ from mixwright.selectors.mixture import smallest_of
 from mixwright.selectors.pool import Requirements
 from mixwright.store import Store, software_versions
 
+Int64Array = npt.NDArray[np.int64]
+
 _SHARD_ROWS = 128
 """As few as a shard of an ingested corpus has, so that workers share a small sample."""
-_WORTH_IT = 2
+WORTH_IT = 2
 """A corpus of not more than this many samples is embedded whole."""
 
 
@@ -40,7 +44,7 @@ def make_embeddings(
     references, samples = [], {}
     for corpus in _corpora(store, sources, requirements):
         ref, n = corpus.manifest.ref, requirements.sample
-        if n is not None and len(corpus) > _WORTH_IT * n and _published(store, corpus, requirements) is None:
+        if n is not None and len(corpus) > WORTH_IT * n and _published(store, corpus, requirements) is None:
             samples[ref] = publish_sample(store, corpus, n).ref
         references.append(samples.get(ref, ref))
     found = embeddings_of(store, references, requirements.encoder, requirements.template, progress)
@@ -98,7 +102,27 @@ def publish_sample(store: Store, corpus: Corpus, n: int) -> CorpusManifest:
     if isinstance(existing, CorpusManifest):
         return existing
     ids = corpus.scan().select(id_bits()).collect().to_series().to_numpy()
-    table = corpus.take(np.sort(smallest_of(ids, n)))
+    return _publish(store, corpus, np.sort(smallest_of(ids, n)), reference, identity)
+
+
+def publish_rows(store: Store, corpus: Corpus, rows: Int64Array, what: str) -> CorpusManifest:
+    """Publish the documents of these rows (n,), which are sorted, as a corpus named ``CORPUS.what-HASH``.
+
+    An equal one that is published already is returned. Raises ConflictError.
+    """
+    digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+    identity = fingerprint("corpus", [corpus.manifest.fingerprint], {"rows": digest})
+    reference = Reference(f"{corpus.manifest.name[:100]}.{what}-{digest[:8]}")
+    existing = store.existing("corpus", reference, identity)
+    if isinstance(existing, CorpusManifest):
+        return existing
+    return _publish(store, corpus, rows, reference, identity)
+
+
+def _publish(
+    store: Store, corpus: Corpus, rows: Int64Array, reference: Reference, identity: str
+) -> CorpusManifest:
+    table = corpus.take(rows)
     with store.stage("corpus", reference, identity) as staging:
         (staging.path / "shards").mkdir()
         files = []
