@@ -24,11 +24,12 @@ from mixwright.selectors.projektor.cross_validation import (
     Surface,
     fit_surface,
 )
+from mixwright.selectors.projektor.descent import descend
 from mixwright.selectors.projektor.design import Design
 from mixwright.selectors.projektor.gaussian_process import GaussianProcess
 from mixwright.selectors.projektor.methods import choices
 from mixwright.selectors.projektor.mixmin import ensemble_losses, ensemble_slopes, mixmin_weights
-from mixwright.selectors.projektor.optimization import best_mixture, descend, least_transport, loss_gradient
+from mixwright.selectors.projektor.optimization import best_mixture, least_transport, loss_gradient
 from mixwright.selectors.projektor.planning import plan_mixtures, plan_next, plan_with_model
 from mixwright.selectors.projektor.predictors import PREDICTORS
 from mixwright.selectors.projektor.problem import transport_problem

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from mixwright.selectors.projektor.descent import descend
 from mixwright.selectors.projektor.design import Design
 from mixwright.selectors.projektor.mixmin import mixmin_weights
-from mixwright.selectors.projektor.optimization import descend
 from mixwright.selectors.projektor.predictors import PREDICTORS, PredictorName
 from mixwright.selectors.projektor.simplex import dirichlet, project_to_simplex
 from mixwright.selectors.projektor.study import Study

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixwright.errors import ConvergenceError
+from mixwright.selectors.projektor.descent import descend
 from mixwright.selectors.projektor.simplex import project_to_simplex
 
 FloatArray = npt.NDArray[np.float64]
@@ -66,8 +67,6 @@ def mixmin_weights(likelihoods: LikelihoodArray, caps: FloatArray | None = None)
 
 
 def _capped(values: FloatArray, weights: FloatArray, caps: FloatArray) -> FloatArray:
-    from mixwright.selectors.projektor.optimization import descend
-
     def evaluate(point: FloatArray) -> tuple[float, FloatArray]:
         return float(ensemble_losses(point[None], values)[0]), ensemble_slopes(point, values)
 
