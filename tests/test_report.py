@@ -76,7 +76,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pool, "open", lambda *_: pool)
-        patch.setattr("mixwright.jobs.select._embeddings", lambda *_: {})
+        patch.setattr("mixwright.jobs.select.make_embeddings", lambda *_: ({}, {}))
         for name, (selector, budget) in requests.items():
             request = {"name": name, "sources": ["pool"], "selector": selector, "budget": budget}
             run_select(store, SelectRequest.model_validate(request), NoProgress())
