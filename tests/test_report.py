@@ -75,7 +75,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         "plain": ({"kind": "proportional"}, {"documents": 20}),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pool, "open", lambda *_: pool)
+        patch.setattr(Pool, "open", lambda *_, **__: pool)
         patch.setattr("mixwright.jobs.select.make_embeddings", lambda *_: ({}, {}))
         for name, (selector, budget) in requests.items():
             request = {"name": name, "sources": ["pool"], "selector": selector, "budget": budget}
