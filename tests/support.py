@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from mixwright.schemas.documents import DOCUMENT_SCHEMA, ID_LENGTH
@@ -105,3 +106,8 @@ def kill_half_way(code: str, arguments: Sequence[str], home: Path, n_marks: int)
     wait_for(lambda: not any(stat_field(pid, 3) == child.pid for pid in processes()))
     assert child.returncode == -signal.SIGKILL
     return next(path for path in home.glob("staging/*/") if path.is_dir())
+
+
+def total_variation(weights: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Half the L1 distance (n, m) between mixtures (n, k) and (m, k): the share of the tokens that moves."""
+    return np.abs(weights[:, None] - others[None]).sum(axis=-1) / 2

@@ -191,6 +191,11 @@ def test_no_validation_set_and_foreign_runs_are_errors(pool: Pool) -> None:
         study(pool, results=runs(), low=3.0, high=2.0)
 
 
+def test_sources_without_a_share_may_be_left_out_of_the_pool(pool: Pool) -> None:
+    wider = tuple(TrainingRun({**run.weights, "lake": 0.0}, run.size, run.score) for run in runs())
+    np.testing.assert_allclose(study(pool, results=wider).chosen, study(pool, results=runs()).chosen)
+
+
 def test_one_size_predicts_that_size_and_says_so(pool: Pool) -> None:
     found = study(
         pool, Budget(tokens=100_000), results=runs(sizes=(1000,)), declared_sizes=dict.fromkeys(NAMES, 10**6)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
+from support import total_variation
 
 from mixwright.errors import ConfigError, ConvergenceError
 from mixwright.schemas.training_runs import Metric
@@ -34,7 +35,7 @@ from mixwright.selectors.projektor.planning import plan_mixtures, plan_next, pla
 from mixwright.selectors.projektor.predictors import PREDICTORS
 from mixwright.selectors.projektor.problem import transport_problem
 from mixwright.selectors.projektor.score_model import RunTable, ScoreModel, fit_score_model
-from mixwright.selectors.projektor.simplex import dirichlet, project_to_simplex, simplex_grid, total_variation
+from mixwright.selectors.projektor.simplex import dirichlet, project_to_simplex, simplex_grid
 from mixwright.selectors.projektor.study import Study
 from mixwright.selectors.projektor.transport import Points, TransportProblem
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 from scipy.sparse import block_array, eye_array, kron
 from scipy.stats import wasserstein_distance
+from support import total_variation
 
 from mixwright.errors import ConfigError, ConvergenceError, DataError
 from mixwright.indexes.kmeans import kmeans
@@ -21,7 +22,6 @@ from mixwright.selectors.projektor.simplex import (
     inside_hull,
     project_to_simplex,
     simplex_grid,
-    total_variation,
 )
 from mixwright.selectors.projektor.transport import Points, TransportProblem
 

@@ -11,8 +11,10 @@ from mixwright.cli.common import Home, Json, build, open_catalog, open_store, ru
 from mixwright.cli.output import print_json, print_table
 from mixwright.results import Results, weights_of
 from mixwright.schemas.defaults import DEFAULT_ENCODER
+from mixwright.schemas.manifests import ResultsManifest
 from mixwright.schemas.requests import Evaluator, PilotRequest
 from mixwright.schemas.training_runs import Direction, Metric, Unit
+from mixwright.store import Store
 
 pilot_app = typer.Typer(
     name="pilot", help="Small trainings on mixtures, and what they scored.", no_args_is_help=True
@@ -89,10 +91,7 @@ def run_pilots(
         timeout_seconds=timeout_seconds,
     )
     manifest = run(settings, store, run_pilot, request, json=json)
-    if json:
-        print_json(summary(manifest, *_FIELDS))
-        return
-    _print(Results.open(store, manifest.ref))
+    _print_new(store, manifest, json)
 
 
 @pilot_app.command()
@@ -139,10 +138,7 @@ def import_runs(
     manifest = import_results(store, file, name, source, Metric(metric, direction, low, high), unit)
     with open_catalog(settings) as catalog:
         catalog.record(manifest)
-    if json:
-        print_json(summary(manifest, *_FIELDS))
-        return
-    _print(Results.open(store, manifest.ref))
+    _print_new(store, manifest, json)
 
 
 @pilot_app.command("merge")
@@ -159,10 +155,7 @@ def merge_runs(
     manifest = merge_results(store, results, name)
     with open_catalog(settings) as catalog:
         catalog.record(manifest)
-    if json:
-        print_json(summary(manifest, *_FIELDS))
-        return
-    _print(Results.open(store, manifest.ref))
+    _print_new(store, manifest, json)
 
 
 def _metric(
@@ -170,6 +163,13 @@ def _metric(
 ) -> dict[str, Any] | None:
     given = {"name": name, "direction": direction, "low": low, "high": high}
     return {field: value for field, value in given.items() if value is not None} or None
+
+
+def _print_new(store: Store, manifest: ResultsManifest, json: bool) -> None:
+    if json:
+        print_json(summary(manifest, *_FIELDS))
+        return
+    _print(Results.open(store, manifest.ref))
 
 
 def _print(results: Results) -> None:

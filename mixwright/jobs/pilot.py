@@ -38,6 +38,7 @@ from mixwright.schemas.requests import PilotRequest
 from mixwright.schemas.training_runs import Metric, TrainingRun
 from mixwright.selectors.mixture import Mixture
 from mixwright.selectors.pool import Pool
+from mixwright.selectors.projektor.planning import plan_mixtures
 from mixwright.store import Staging, Store, software_versions
 
 FloatArray = npt.NDArray[np.float64]
@@ -125,8 +126,6 @@ def _shares(pool: Pool, mixture: Mapping[str, float]) -> FloatArray:
 
 def _planned(pool: Pool, request: PilotRequest) -> FloatArray:
     """Planned mixtures that every size can serve: no share above what a source has, or below one document."""
-    from mixwright.selectors.projektor.planning import plan_mixtures
-
     caps = _caps(pool, request)
     if caps.sum() < 1:
         most = int(max(request.sizes) * caps.sum())

@@ -52,7 +52,7 @@ class RunTable:
         """
         weights = np.zeros((len(runs), len(sources)))
         for number, run in enumerate(runs):
-            if unknown := [name for name in run.weights if name not in sources]:
+            if unknown := [name for name, share in run.weights.items() if share > 0 and name not in sources]:
                 raise DataError(
                     f"run {number + 1} has a share of {unknown[0]}, which is none of the sources "
                     f"{', '.join(sources)}: name the sources as the pool does"

@@ -1,4 +1,4 @@
-"""Mixtures as points of the simplex: projections, grids, draws, distances. Pure functions over arrays.
+"""Mixtures as points of the simplex: projections, grids, draws, hulls. Pure functions over arrays.
 
 A mixture of k sources is ``weights`` (k,), not negative, summing to 1; ``caps`` (k,) are the largest shares that
 the sources can have.
@@ -58,11 +58,6 @@ def finest_grid(n_sources: int, most: int) -> FloatArray | None:
         if math.comb(steps + n_sources - 1, n_sources - 1) <= most:
             return simplex_grid(n_sources, steps)
     return None
-
-
-def total_variation(weights: FloatArray, others: FloatArray) -> FloatArray:
-    """Half the L1 distance (n, m) between mixtures (n, k) and (m, k): the share of the tokens that moves."""
-    return np.asarray(np.abs(weights[:, None] - others[None]).sum(axis=-1) / 2)
 
 
 def inside_hull(weights: FloatArray, sampled: FloatArray, tolerance: float = 0.02) -> bool:
