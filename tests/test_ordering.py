@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mixwright.selectors.ordering import derive_key, interleave, keyed_hash, permute
+from mixwright.hashing import derive_key, keyed_hash
+from mixwright.selectors.ordering import interleave, permute
 
 COUNTS = st.lists(st.integers(0, 60), min_size=1, max_size=6).filter(sum)
 

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
+from mixwright.hashing import keyed_hash
 from mixwright.schemas.mixtures import Budget
 from mixwright.selectors.allocation import fill, temperature_weights
 from mixwright.selectors.mixture import Mixture, assemble, drawn_once, mix, refuse_shortfall
-from mixwright.selectors.ordering import keyed_hash
 from mixwright.selectors.pool import Pool
 
 FloatArray = npt.NDArray[np.float64]

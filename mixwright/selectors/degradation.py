@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from mixwright.hashing import keyed_hash
 from mixwright.selectors.allocation import largest_remainder, water_fill
-from mixwright.selectors.ordering import keyed_hash
 
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]

@@ -15,9 +15,10 @@ import numpy.typing as npt
 import polars as pl
 
 from mixwright.errors import ShortfallError
+from mixwright.hashing import derive_key, keyed_hash
 from mixwright.schemas.mixtures import Budget, MixtureComponent, Stage, TagPlan
 from mixwright.selectors.allocation import binding_source, fill, largest_remainder, water_fill
-from mixwright.selectors.ordering import derive_key, keyed_hash, permute
+from mixwright.selectors.ordering import permute
 from mixwright.selectors.pool import Pool, Source
 
 FloatArray = npt.NDArray[np.float64]

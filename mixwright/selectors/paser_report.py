@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from mixwright.hashing import keyed_hash
 from mixwright.schemas.mixtures import Budget
 from mixwright.selectors.allocation import fill
 from mixwright.selectors.clustering import Clustering
@@ -21,7 +22,6 @@ from mixwright.selectors.consistency import CONFLICT, CONSISTENT, DUPLICATE, Con
 from mixwright.selectors.degradation import cluster_means
 from mixwright.selectors.documents import Documents
 from mixwright.selectors.filling import Filled
-from mixwright.selectors.ordering import keyed_hash
 from mixwright.selectors.pool import Requirements
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import polars as pl
 
 from mixwright.corpora import field_expression
 from mixwright.errors import ConfigError
+from mixwright.hashing import keyed_hash
 from mixwright.hosts import registered_domain_of, suffix_of
 from mixwright.schemas.mixtures import TagPlan
-from mixwright.selectors.ordering import keyed_hash
 from mixwright.templates import template_fields, template_parts
 from mixwright.tokenization import Tokenizer
 
