@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -92,15 +93,7 @@ class Corpus:
             return pa.Table.from_batches([], self._schema)
         if rows.min() < 0 or rows.max() >= len(self):
             raise DataError(f"row {int(rows.max())} of {self.manifest.ref}: it has {len(self)} rows")
-        shard_of = np.searchsorted(self._offsets, rows, side="right") - 1
-        order = np.argsort(shard_of, kind="stable")
-        parts = []
-        for shard in np.unique(shard_of):
-            local = rows[order[shard_of[order] == shard]] - self._offsets[shard]
-            parts.append(self._table(int(shard)).take(pa.array(local)))
-        inverse = np.empty_like(order)
-        inverse[order] = np.arange(len(order))
-        return parts[0].take(pa.array(inverse)) if len(parts) == 1 else _concat(parts).take(pa.array(inverse))
+        return take_rows(self._offsets, rows, self._table)
 
     @cached_property
     def _schema(self) -> pa.Schema:
@@ -141,9 +134,9 @@ def template_texts(frame: pl.LazyFrame, template: str) -> list[str]:
     return [text or "" for text in fill_templates(template, values)]
 
 
-def id_bits() -> pl.Expr:
+def id_bits(column: str = "id") -> pl.Expr:
     """The first 64 bits of a document's id: what selections and schedules are keyed by."""
-    return pl.col("id").str.head(16).str.to_integer(base=16, dtype=pl.UInt64)
+    return pl.col(column).str.head(16).str.to_integer(base=16, dtype=pl.UInt64)
 
 
 def field_expression(field: str) -> pl.Expr:
@@ -152,6 +145,28 @@ def field_expression(field: str) -> pl.Expr:
         return pl.col(field).cast(pl.String)
     path = "$['" + field.replace("\\", "\\\\").replace("'", "\\'") + "']"
     return pl.col("metadata").str.json_path_match(path).alias(field)
+
+
+def take_rows(
+    offsets: Int64Array,
+    rows: Int64Array,
+    table_of: Callable[[int], pa.Table],
+    finish: Callable[[pa.Table], pa.Table] = lambda table: table,
+) -> pa.Table:
+    """The given rows (m,), m > 0, of tables that are numbered through, in the given order, repeats allowed.
+
+    ``offsets`` (tables + 1,) are the row numbers at which the tables start; ``finish`` is done to what was taken
+    of each table, before the parts are joined.
+    """
+    table_number = np.searchsorted(offsets, rows, side="right") - 1
+    order = np.argsort(table_number, kind="stable")
+    parts = []
+    for number in np.unique(table_number):
+        local = rows[order[table_number[order] == number]] - offsets[number]
+        parts.append(finish(table_of(int(number)).take(pa.array(local))))
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return parts[0].take(pa.array(inverse)) if len(parts) == 1 else _concat(parts).take(pa.array(inverse))
 
 
 def _concat(tables: list[pa.Table]) -> pa.Table:

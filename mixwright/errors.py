@@ -10,6 +10,7 @@
     ├── NotFoundError             404  no artifact or job of that name
     ├── ConflictError             409  the name is taken by something else, or somebody else is at work on it
     ├── AuthError                 401  no valid API key (403: the key lacks the scope)
+    ├── UnavailableError          503  a part that has to answer does not, for now
     ├── ConvergenceError          500  an iterative method did not converge
     └── MissingExtraError         501  an optional dependency is not installed
 
@@ -107,6 +108,13 @@ class AuthError(MixwrightError):
     def __init__(self, message: str, *, status: int = 401) -> None:
         super().__init__(message)
         self.status = status
+
+
+class UnavailableError(MixwrightError):
+    """A part of the system that has to answer does not, for now: a shard that is being started again, say."""
+
+    status = 503
+    title = "Not available"
 
 
 class ConvergenceError(MixwrightError):

@@ -70,7 +70,7 @@ class Results:
             return None
         try:
             found: npt.NDArray[np.float32] = np.load(self.directory / LIKELIHOODS_FILE, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"results {self.manifest.ref}: {LIKELIHOODS_FILE} is missing or damaged: make them again"
             ) from error

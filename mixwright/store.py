@@ -15,7 +15,7 @@ import fcntl
 import importlib.metadata
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,7 @@ _FOLDERS: dict[Kind, str] = {
     "mixture": "mixtures",
     "datastore": "datastores",
     "results": "results",
+    "evaluation": "evaluations",
 }
 MANIFEST_NAME = "manifest.json"
 
@@ -146,11 +147,12 @@ class Store:
                 if not resume and path.exists():
                     shutil.rmtree(path)
 
-    def publish(self, staging: Staging, draft: _ManifestT) -> _ManifestT:
+    def publish(self, staging: Staging, draft: _ManifestT, scratch: Sequence[str] = ()) -> _ManifestT:
         """Publish a staging folder under the next free version (or the one that was asked for).
 
         ``draft`` has any version; the published manifest is returned. The artifact is on disk (fsync) before
-        the rename makes it visible.
+        the rename makes it visible. ``scratch`` are folders in it that are removed at the last moment, so that
+        until then an interrupted job can go on with them.
         """
         folder = self._name_folder(staging.kind, staging.reference.name)
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,6 +162,8 @@ class Store:
             manifest = draft.model_copy(update={"version": version})
             (staging.path / MANIFEST_NAME).write_bytes(manifest.model_dump_json(indent=2).encode() + b"\n")
             _sync_tree(staging.path)
+            for name in scratch:
+                shutil.rmtree(staging.path / name, ignore_errors=True)
             try:
                 staging.path.rename(folder / str(version))
             except OSError as error:
@@ -211,6 +215,16 @@ class Store:
         names = sorted({path.name for path in folders if path.is_dir()})
         known = f"there are {', '.join(names[:10])}{' …' if len(names) > 10 else ''}" if names else "there is none"
         return f"no {what} {wanted}: {known}"
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a published file a second name, which it keeps when the first is removed; a copy where links fail."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def software_versions(*libraries: str) -> dict[str, str]:

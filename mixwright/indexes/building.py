@@ -30,25 +30,48 @@ def build_index(
     AlignmentError if the index ends up with another number of rows.
     """
     faiss = import_faiss()
-    index = faiss.index_factory(vectors.dim, recipe.factory, faiss.METRIC_INNER_PRODUCT)
-    ivf = inverted_file(index)
-    if ivf is not None:
-        _seed_clustering(ivf, seed)
     if device == "gpu" and recipe.kind == "ivf":
+        index = _new_index(recipe, vectors.dim, seed)
         gpu = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-        _fill(gpu, recipe, vectors, seed, advance)
-        index = faiss.index_gpu_to_cpu(gpu)
-    elif device == "gpu" and ivf is not None:
-        # These codes exist on the CPU only, but most of the work is the k-means of the lists.
+        _train(gpu, recipe, vectors, seed)
+        add_vectors(gpu, vectors, advance)
+        return faiss.index_gpu_to_cpu(gpu)
+    index = train_index(recipe, vectors, seed=seed, device=device)
+    add_vectors(index, vectors, advance)
+    return index
+
+
+def train_index(recipe: Recipe, vectors: Vectors, *, seed: int = 0, device: Literal["cpu", "gpu"] = "cpu") -> Any:
+    """A FAISS index that is trained on a sample of ``vectors`` and has no rows yet.
+
+    Several indexes to which different rows are added after this one training find, merged, what a single one
+    with all rows finds. Raises DataError for a vector that is not finite.
+    """
+    faiss = import_faiss()
+    index = _new_index(recipe, vectors.dim, seed)
+    ivf = inverted_file(index)
+    if device == "gpu" and ivf is not None:
+        # The codes may exist on the CPU only, but most of the work is the k-means of the lists.
         assigner = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, faiss.IndexFlatIP(ivf.d))
         ivf.clustering_index = assigner
-        _fill(index, recipe, vectors, seed, advance)
+        _train(index, recipe, vectors, seed)
         ivf.clustering_index = None
     else:
-        _fill(index, recipe, vectors, seed, advance)
-    if index.ntotal != len(vectors):
-        raise AlignmentError(f"the index has {index.ntotal} rows of {len(vectors)}: build it again")
+        _train(index, recipe, vectors, seed)
     return index
+
+
+def add_vectors(index: Any, vectors: Vectors, advance: Callable[[int], None] = lambda n: None) -> None:
+    """Add all ``vectors``, block by block; ``advance`` is told the number of rows after each.
+
+    Raises DataError for a vector that is not finite, AlignmentError if the index ends up with other rows.
+    """
+    before = index.ntotal
+    for _, block in blocks(vectors):
+        index.add(block)
+        advance(len(block))
+    if index.ntotal - before != len(vectors):
+        raise AlignmentError(f"the index took {index.ntotal - before} rows of {len(vectors)}: build it again")
 
 
 def inverted_file(index: Any) -> Any | None:
@@ -60,12 +83,18 @@ def inverted_file(index: Any) -> Any | None:
     return inner if isinstance(inner, faiss.IndexIVF) else None
 
 
-def _fill(index: Any, recipe: Recipe, vectors: Vectors, seed: int, advance: Callable[[int], None]) -> None:
+def _new_index(recipe: Recipe, dim: int, seed: int) -> Any:
+    faiss = import_faiss()
+    index = faiss.index_factory(dim, recipe.factory, faiss.METRIC_INNER_PRODUCT)
+    ivf = inverted_file(index)
+    if ivf is not None:
+        _seed_clustering(ivf, seed)
+    return index
+
+
+def _train(index: Any, recipe: Recipe, vectors: Vectors, seed: int) -> None:
     if recipe.n_train:
         index.train(_sample(vectors, recipe.n_train, seed))
-    for _, block in blocks(vectors):
-        index.add(block)
-        advance(len(block))
 
 
 def _sample(vectors: Vectors, n: int, seed: int) -> Any:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from mixwright.corpora import Corpus
 from mixwright.errors import AlignmentError, DataError
 from mixwright.indexes.protocols import FloatArray, IdArray
+from mixwright.indexes.vectors import StackedVectors
 from mixwright.schemas.manifests import EmbeddingsManifest
 from mixwright.store import Store
 
@@ -73,19 +74,16 @@ class Embeddings:
         """
         if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise DataError(f"a row outside of {self.manifest.ref}: it has rows 0 to {len(self) - 1}")
-        vectors = np.empty((len(rows), self.dim), dtype=np.float32)
-        ends = np.cumsum([len(shard) for shard in self.shards])
-        shard_of = np.searchsorted(ends, rows, side="right")
-        for number in np.unique(shard_of):
-            here = shard_of == number
-            shard = self.shards[number]
-            vectors[here] = shard[rows[here] - (ends[number] - len(shard))]
-        return vectors
+        return self._stacked.rows(rows)
+
+    @cached_property
+    def _stacked(self) -> StackedVectors:
+        return StackedVectors(self.shards, self.dim)
 
     def _open(self, relative: str, n_rows: int | None) -> npt.NDArray[Any]:
         try:
             shard: npt.NDArray[Any] = np.load(self.directory / relative, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DataError(
                 f"embeddings {self.manifest.ref}: {relative} is missing or damaged: embed again"
             ) from error

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from mixwright.errors import ConfigError, ConvergenceError
 from mixwright.indexes.building import build_index
 from mixwright.indexes.kinds import Recipe, Settings, recipes
+from mixwright.indexes.protocols import FloatArray, Hits
 from mixwright.indexes.recall import (
     Float64Array,
     Truth,
@@ -22,10 +23,45 @@ from mixwright.indexes.searching import Searcher
 from mixwright.indexes.vectors import OtherVectors, Vectors, finite_rows
 from mixwright.progress import Progress
 from mixwright.schemas.manifests import RecallReport
-from mixwright.schemas.requests import IndexRequest
+from mixwright.schemas.requests import IndexKind
 
+_T = TypeVar("_T")
 Ladders = dict[str, tuple[int, ...]]
 Measure = Callable[[Settings], Float64Array]
+
+
+class Wishes(Protocol):
+    """What is wished of an index: an ``IndexRequest``, or a datastore's request."""
+
+    @property
+    def index_kind(self) -> IndexKind: ...
+
+    @property
+    def recall(self) -> float: ...
+
+    @property
+    def memory_budget(self) -> int | None: ...
+
+    @property
+    def queries(self) -> int: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+class Searchable(Protocol):
+    """What can be tuned: a search with settings."""
+
+    def search(self, queries: FloatArray, k: int, settings: Settings) -> Hits: ...
+
+
+@dataclass(frozen=True)
+class Attempt(Generic[_T]):
+    """An index that was built and tuned, whether it meets the target or not."""
+
+    index: _T
+    settings: Settings
+    recall: RecallReport
 
 
 @dataclass(frozen=True)
@@ -43,13 +79,15 @@ class ChosenIndex:
 class Trial:
     """Rows to index and two sets of queries for them: one that tunes a search, another that measures it.
 
-    ``outside``: the queries are not among the indexed rows, which then are not all rows.
+    ``outside``: the indexed rows are not all rows, since the queries are rows and not among them. ``drawn`` says
+    where the queries came from.
     """
 
     vectors: Vectors
     tuning: Truth
     held_out: Truth
     outside: bool
+    drawn: str
 
 
 def tune(measure: Measure, ladders: Ladders, passes: Callable[[Float64Array], bool]) -> Settings:
@@ -85,15 +123,46 @@ def raised(settings: Settings, ladders: Ladders) -> Settings:
 
 
 def choose_index(
-    vectors: Vectors, request: IndexRequest, device: Literal["cpu", "gpu"], progress: Progress
+    vectors: Vectors, request: Wishes, device: Literal["cpu", "gpu"], progress: Progress
 ) -> ChosenIndex:
     """Build the first recipe of the request's kind that keeps to the memory budget and meets the recall target.
 
     Raises ConfigError if the budget excludes all of them, ConvergenceError if none of the rest meets the target.
     """
-    wanted = recipes(request.index_kind, len(vectors), vectors.dim, request.recall)
-    _check_budget(wanted, request)
+    wanted = recipes_within_budget(len(vectors), vectors.dim, request)
     trial = draw_trial(vectors, request, device, progress)
+
+    def attempt(recipe: Recipe) -> Attempt[Any]:
+        progress.start(f"build {recipe.factory}", total=len(vectors), unit="vectors")
+        index = build_index(recipe, trial.vectors, seed=request.seed, device=device, advance=progress.advance)
+        settings, report = tuned_recall(Searcher(index, gpu=device == "gpu"), recipe, trial, request)
+        return Attempt(index, settings, report)
+
+    recipe, chosen, candidates = first_that_meets(wanted, request, attempt, progress)
+    index = chosen.index
+    if trial.outside:
+        progress.start(f"build {recipe.factory} of all rows", total=len(vectors), unit="vectors")
+        index = build_index(recipe, vectors, seed=request.seed, device=device, advance=progress.advance)
+    return ChosenIndex(index, recipe, chosen.settings, chosen.recall, candidates)
+
+
+def recipes_within_budget(n: int, dim: int, request: Wishes) -> list[Recipe]:
+    """The recipes for n vectors that the request's kind allows, those over its memory budget included.
+
+    Raises ConfigError if all of them are over it.
+    """
+    wanted = recipes(request.index_kind, n, dim, request.recall)
+    _check_budget(wanted, request)
+    return wanted
+
+
+def first_that_meets(
+    wanted: Sequence[Recipe], request: Wishes, attempt: Callable[[Recipe], Attempt[_T]], progress: Progress
+) -> tuple[Recipe, Attempt[_T], list[dict[str, Any]]]:
+    """The first recipe that keeps to the memory budget and meets the recall target, as ``attempt`` built it.
+
+    Returns what became of every recipe, too. Raises ConvergenceError if none meets the target.
+    """
     candidates: list[dict[str, Any]] = [
         {
             "kind": recipe.kind,
@@ -107,18 +176,13 @@ def choose_index(
         if request.memory_budget is not None and recipe.n_bytes > request.memory_budget:
             candidate["outcome"] = f"over the memory budget of {request.memory_budget} bytes"
             continue
-        progress.start(f"build {recipe.factory}", total=len(vectors), unit="vectors")
-        index = build_index(recipe, trial.vectors, seed=request.seed, device=device, advance=progress.advance)
-        settings, report = tuned_recall(Searcher(index, gpu=device == "gpu"), recipe, trial, request)
-        candidate |= {"recall": report.measured, "search_parameters": settings}
-        if report.measured >= request.recall:
+        tried = attempt(recipe)
+        candidate |= {"recall": tried.recall.measured, "search_parameters": tried.settings}
+        if tried.recall.measured >= request.recall:
             candidate["outcome"] = "chosen: the first that keeps to the budget and meets the target"
-            if trial.outside:
-                progress.start(f"build {recipe.factory} of all rows", total=len(vectors), unit="vectors")
-                index = build_index(recipe, vectors, seed=request.seed, device=device, advance=progress.advance)
-            return ChosenIndex(index, recipe, settings, report, candidates)
-        del index  # before the next one is built
-        candidate["outcome"] = f"recall {report.measured:.4f} at its greatest effort misses the target"
+            return recipe, tried, candidates
+        del tried  # before the next one is built
+        candidate["outcome"] = f"recall {candidate['recall']:.4f} at its greatest effort misses the target"
         progress.note(f"{recipe.factory}: {candidate['outcome']}")
     best = max(candidate.get("recall", 0.0) for candidate in candidates)
     raise ConvergenceError(
@@ -127,7 +191,7 @@ def choose_index(
     )
 
 
-def _what_to_change(request: IndexRequest, best: float) -> str:
+def _what_to_change(request: Wishes, best: float) -> str:
     changes = [f"ask for at most --recall {int(best * 1000) / 1000}"]
     if request.index_kind != "auto":
         changes.append("for kind auto")
@@ -136,9 +200,7 @@ def _what_to_change(request: IndexRequest, best: float) -> str:
     return ", or ".join(changes)
 
 
-def draw_trial(
-    vectors: Vectors, request: IndexRequest, device: Literal["cpu", "gpu"], progress: Progress
-) -> Trial:
+def draw_trial(vectors: Vectors, request: Wishes, device: Literal["cpu", "gpu"], progress: Progress) -> Trial:
     """Rows as queries: ``request.queries`` to tune and as many others to measure, fewer from a small corpus.
 
     A row in a graph is found more easily than a text that is new to it, since its own links lead to its
@@ -157,11 +219,18 @@ def draw_trial(
         device=device,
         advance=progress.advance,
     )
-    return Trial(indexed, truth.part(slice(0, n // 2)), truth.part(slice(n // 2, n)), outside)
+    left_out = "left out of the graph they measure" if outside else "each left out of its own neighbours"
+    return Trial(
+        indexed,
+        truth.part(slice(0, n // 2)),
+        truth.part(slice(n // 2, n)),
+        outside,
+        f"rows of the corpus, {left_out}, drawn",
+    )
 
 
 def tuned_recall(
-    searcher: Searcher, recipe: Recipe, trial: Trial, request: IndexRequest
+    searcher: Searchable, recipe: Recipe, trial: Trial, request: Wishes
 ) -> tuple[Settings, RecallReport]:
     """Tune on one half of the queries, measure on the other.
 
@@ -194,20 +263,18 @@ def _with_room_for_itself(settings: Settings, k: int) -> Settings:
     return settings | {"k_factor": (k * settings["k_factor"] + 1.01) / (k + 1)}
 
 
-def _report(measured: Float64Array, trial: Trial, request: IndexRequest) -> RecallReport:
-    left_out = "and left out of the graph it measures" if trial.outside else "each left out of its own neighbours"
+def _report(measured: Float64Array, trial: Trial, request: Wishes) -> RecallReport:
     return RecallReport(
         k=trial.held_out.k,
         n_queries=len(measured),
         target=request.recall,
         measured=float(measured.mean()) if len(measured) else 1.0,
         lower_bound=bootstrap_lower_bound(measured, request.seed),
-        queries=f"rows of the corpus drawn with seed {request.seed}, {left_out}; {len(trial.tuning.queries)} "
-        "other rows tuned the search",
+        queries=f"{trial.drawn} with seed {request.seed}; {len(trial.tuning.queries)} others tuned the search",
     )
 
 
-def _check_budget(wanted: list[Recipe], request: IndexRequest) -> None:
+def _check_budget(wanted: list[Recipe], request: Wishes) -> None:
     smallest = min(wanted, key=lambda recipe: recipe.n_bytes)
     if request.memory_budget is not None and smallest.n_bytes > request.memory_budget:
         raise ConfigError(

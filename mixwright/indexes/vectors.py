@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from mixwright.errors import DataError
 from mixwright.indexes.protocols import FloatArray, IdArray
@@ -44,6 +45,35 @@ class ArrayVectors:
 
     def rows(self, rows: IdArray) -> FloatArray:
         return np.asarray(self.array[rows], dtype=np.float32)
+
+
+class StackedVectors:
+    """Several arrays (n_i, dim), float32 or float16, memory-mapped as a rule, as one (Σ n_i, dim)."""
+
+    def __init__(self, arrays: Sequence[npt.NDArray[Any]], dim: int) -> None:
+        self._arrays = list(arrays)
+        self._ends = np.cumsum([len(array) for array in arrays], dtype=np.int64)
+        self._dim = dim
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def dim(self) -> int:
+        return self._dim
+
+    def followed_by(self, other: StackedVectors) -> StackedVectors:
+        """These arrays, and those of ``other`` behind them."""
+        return StackedVectors([*self._arrays, *other._arrays], self._dim)
+
+    def rows(self, rows: IdArray) -> FloatArray:
+        vectors = np.empty((len(rows), self._dim), dtype=np.float32)
+        array_of = np.searchsorted(self._ends, rows, side="right")
+        for number in np.unique(array_of):
+            here = array_of == number
+            array = self._arrays[number]
+            vectors[here] = array[rows[here] - (self._ends[number] - len(array))]
+        return vectors
 
 
 class OtherVectors:

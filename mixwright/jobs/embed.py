@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from mixwright.corpora import Corpus, check_template, template_texts
-from mixwright.errors import ConfigError, DataError
+from mixwright.errors import DataError
 from mixwright.fingerprint import fingerprint
-from mixwright.indexes.encoders import EncoderSource, LoadedEncoder, find_encoder, load_encoder
+from mixwright.indexes.encoders import EncoderSource, LoadedEncoder, find_encoder
 from mixwright.jobs.marked_shards import (
     ShardFolder,
     ShardMark,
@@ -21,8 +21,8 @@ from mixwright.jobs.marked_shards import (
     finish_shards,
     paced,
     shards_of,
-    use_one_thread,
 )
+from mixwright.jobs.worker_encoder import load_worker_encoder
 from mixwright.progress import Progress
 from mixwright.schemas.manifests import ArtifactInput, EmbeddingsManifest, FileEntry
 from mixwright.schemas.references import parse_reference
@@ -150,15 +150,7 @@ class EmbedWorker:
     def _load(self) -> LoadedEncoder:
         """The encoder, loaded at the first shard."""
         if self._encoder is None:
-            if self._device == "cpu":
-                use_one_thread()
-            encoder = load_encoder(self._source.name, self._device)
-            if encoder.revision != self._source.revision:
-                raise ConfigError(
-                    f"encoder {self._source.name} has other files on the worker's machine: copy the same ones to "
-                    "every machine"
-                )
-            self._encoder = encoder
+            self._encoder = load_worker_encoder(self._source, self._device)
         return self._encoder
 
 

@@ -29,13 +29,12 @@ _REPORT_SECONDS = 0.2
 
 
 class ShardMark(BaseModel):
-    """A shard is finished; jobs add what their manifest says of it."""
+    """A shard is finished; jobs add what their manifest says of it. ``files`` are under the folder's root."""
 
     model_config = ConfigDict(frozen=True)
 
     n_rows: int
-    n_bytes: int
-    sha256: str
+    files: list[FileEntry]
 
 
 MarkT = TypeVar("MarkT", bound=ShardMark)
@@ -43,20 +42,31 @@ MarkT = TypeVar("MarkT", bound=ShardMark)
 
 @dataclass(frozen=True)
 class ShardFolder(Generic[MarkT]):
-    """``shards/part-00000.SUFFIX`` and ``marks/part-00000.json`` under ``root``, for each shard of a corpus."""
+    """``shards/part-00000.SUFFIX`` and ``marks/part-00000.json`` under ``root``, for each shard of a corpus.
+
+    ``name`` is written for ``shards``. Without a suffix a shard is a folder of files. ``beside`` are further
+    files that every shard has, as (folder, suffix).
+    """
 
     root: Path
     suffix: str
     mark_type: type[MarkT]
+    name: str = "shards"
+    beside: tuple[tuple[str, str], ...] = ()
 
     def path(self, shard: str) -> Path:
-        """The file of a shard."""
-        return self.root / "shards" / f"{shard}.{self.suffix}"
+        """The file, or the folder, of a shard."""
+        return _with_suffix(self.root / self.name, shard, self.suffix)
+
+    def paths_beside(self, shard: str) -> list[Path]:
+        """The further files of a shard."""
+        return [_with_suffix(self.root / folder, shard, suffix) for folder, suffix in self.beside]
 
     def prepare(self) -> None:
         """Make the folders, and remove what a killed run left half written."""
         self.tidy()
-        for folder in (self._temporary, self.root / "shards", self.root / "marks"):
+        folders = (self.root / self.name, self._marks, *(self.root / each for each, _ in self.beside))
+        for folder in (self._temporary, *folders):
             folder.mkdir(parents=True, exist_ok=True)
 
     def tidy(self) -> None:
@@ -72,52 +82,74 @@ class ShardFolder(Generic[MarkT]):
         marks = {}
         for shard, n_rows in shards.items():
             with suppress(FileNotFoundError, ValidationError):
-                mark, path = self.mark(shard), self.path(shard)
-                whole = (mark.n_rows, mark.n_bytes) == (n_rows, path.stat().st_size)
-                if whole and mark.sha256 == file_sha256(path):
+                mark = self.mark(shard)
+                if mark.n_rows == n_rows and all(
+                    each == self._entry(self.root / each.path) for each in mark.files
+                ):
                     marks[shard] = mark
         return marks
 
     @contextmanager
-    def writing(self, shard: str) -> Iterator[BinaryIO]:
-        """The file of a shard, open for writing; it is there only once the block has ended well."""
-        with self._whole(self.path(shard)) as file:
+    def writing(self, shard: str, beside: int | None = None) -> Iterator[BinaryIO]:
+        """A file of a shard, its own or one beside, open for writing; it is there once the block has ended."""
+        path = self.path(shard) if beside is None else self.paths_beside(shard)[beside]
+        with self._whole(path) as file:
             yield file
 
+    @contextmanager
+    def filling(self, shard: str) -> Iterator[Path]:
+        """An empty folder to fill with the files of a shard; they are there only once the block has ended well."""
+        temporary = self._temporary / f"{self.name}-{shard}.{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        yield temporary
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(self.path(shard), ignore_errors=True)
+        temporary.rename(self.path(shard))
+
     def finish(self, shard: str, n_rows: int, **about: Any) -> None:
-        """Say that the file of a shard is complete; ``about`` are the fields that the job's mark adds."""
-        path = self.path(shard)
-        mark = self.mark_type(n_rows=n_rows, n_bytes=path.stat().st_size, sha256=file_sha256(path), **about)
+        """Say that the files of a shard are complete; ``about`` are the fields that the job's mark adds."""
+        own = self.path(shard)
+        paths = [*(sorted(own.iterdir()) if own.is_dir() else [own]), *self.paths_beside(shard)]
+        mark = self.mark_type(n_rows=n_rows, files=[self._entry(path) for path in paths], **about)
         with self._whole(self._mark_path(shard)) as file:
             file.write(mark.model_dump_json().encode())
 
     def entries(self, marks: Mapping[str, MarkT]) -> list[FileEntry]:
         """The shards' files for a manifest, in the order of the marks."""
         return [
-            FileEntry(
-                path=f"shards/{self.path(shard).name}",
-                n_bytes=mark.n_bytes,
-                sha256=mark.sha256,
-                n_rows=mark.n_rows,
-            )
-            for shard, mark in marks.items()
+            entry.model_copy(update={"n_rows": mark.n_rows}) for mark in marks.values() for entry in mark.files
         ]
 
     @property
     def _temporary(self) -> Path:
         return self.root / "tmp"
 
+    @property
+    def _marks(self) -> Path:
+        return self.root / "marks" / self.name if self.name != "shards" else self.root / "marks"
+
     def _mark_path(self, shard: str) -> Path:
-        return self.root / "marks" / f"{shard}.json"
+        return self._marks / f"{shard}.json"
+
+    def _entry(self, path: Path) -> FileEntry:
+        relative = path.relative_to(self.root).as_posix()
+        return FileEntry(path=relative, n_bytes=path.stat().st_size, sha256=file_sha256(path))
 
     @contextmanager
     def _whole(self, path: Path) -> Iterator[BinaryIO]:
-        temporary = self._temporary / f"{path.name}.{os.getpid()}"
+        temporary = self._temporary / f"{path.parent.name}-{path.name}.{os.getpid()}"
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
+
+
+def _with_suffix(folder: Path, shard: str, suffix: str) -> Path:
+    return folder / (f"{shard}.{suffix}" if suffix else shard)
 
 
 @dataclass(frozen=True)

@@ -158,7 +158,8 @@ class _Pool:
         except StopIteration:
             task = None
         except ray.exceptions.RayTaskError as error:
-            raise _as_mixwright_error(error, task) from error
+            afterwards = " and run the job again; finished shards are kept"
+            raise as_mixwright_error(error, task or "a worker", afterwards) from error
         except ray.exceptions.RayError as error:
             self._bury(source, task, error)
             return
@@ -208,13 +209,13 @@ class _Pool:
             self._patient = False
 
 
-def _as_mixwright_error(error: Any, task: str | None) -> MixwrightError:
-    """The error that a worker raised; its own where it is one of ours, without Ray's stack trace."""
+def as_mixwright_error(error: Any, name: str, afterwards: str = "") -> MixwrightError:
+    """The error behind a RayTaskError of what ``name`` says; its own where it is one of ours, without Ray's trace.
+
+    ``afterwards`` is what to do once the cause is mended.
+    """
     cause = error.cause
     if isinstance(cause, MixwrightError):
         return cause
     hint = "use smaller batches" if "OutOfMemory" in type(cause).__name__ else "correct the cause"
-    return MixwrightError(
-        f"{task or 'a worker'} failed with {type(cause).__name__} ({first_line(cause)}): {hint} and run the "
-        "job again; finished shards are kept"
-    )
+    return MixwrightError(f"{name} failed with {type(cause).__name__} ({first_line(cause)}): {hint}{afterwards}")
