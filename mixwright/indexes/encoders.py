@@ -17,7 +17,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +43,7 @@ _WINDOW = 4096
 """Texts that are sorted by length together: enough to pad little, few enough to hold in memory."""
 
 _TOKENIZED_AT_ONCE = 256
+_CHARACTERS_AT_ONCE = 1 << 20
 _HEAD_CHARACTERS = 16
 """Characters a token that are read of a long text at first; English has between four and five."""
 
@@ -61,6 +62,17 @@ class Prepared(NamedTuple):
     texts: list[str]
     lengths: Int64Array
     truncated: npt.NDArray[np.bool_]
+
+
+class TokenSpans(NamedTuple):
+    """Where the n tokens of a text are in it: its characters ``starts`` … ``ends - 1``, both (n,), never falling.
+
+    Special tokens are none of them. What the tokenizer drops, as white space and control characters, lies between
+    the tokens; the tokens of one character (the bytes of an emoji, say) all have its place.
+    """
+
+    starts: Int64Array
+    ends: Int64Array
 
 
 class EncodedBatch(NamedTuple):
@@ -84,6 +96,11 @@ class EncoderSource:
     path: Path | None = None
 
     @property
+    def reads_words(self) -> bool:
+        """Whether a text can be cut into parts that the encoder reads, too: a list of numbers cannot."""
+        return not self.revision.startswith("numbers-")
+
+    @property
     def slug(self) -> str:
         """The last part of the name, as it may stand in a reference."""
         last = self.path.name if self.path and self.name != DEFAULT_ENCODER else self.name
@@ -102,6 +119,7 @@ class LoadedEncoder(ABC):
     ) -> None:
         self.name = source.name
         self.revision = source.revision
+        self.reads_words = source.reads_words
         self.dim = dim
         self.max_tokens = max_tokens
         self.device = device
@@ -114,6 +132,14 @@ class LoadedEncoder(ABC):
     @abstractmethod
     def encode_batch(self, texts: list[str]) -> FloatArray:
         """Vectors (len(texts), dim) of one batch, padded together; the texts come from ``prepare``."""
+
+    @abstractmethod
+    def token_counts(self, texts: Sequence[str]) -> Int64Array:
+        """Tokens (len(texts),) of each whole text, with all that ``encode`` adds: compare with ``max_tokens``."""
+
+    @abstractmethod
+    def token_spans(self, texts: Sequence[str]) -> list[TokenSpans]:
+        """Where the tokens of each whole text are; raises ConfigError if the encoder's tokenizer cannot tell."""
 
     def encode_batches(self, texts: Sequence[str], batch_tokens: int | None = None) -> Iterator[EncodedBatch]:
         """Encode in batches of texts of like length; every text comes once, not in the given order.
@@ -153,6 +179,12 @@ class HashingEncoder(LoadedEncoder):
                 vector[(number >> 1) % self.dim] += 1.0 if number & 1 else -1.0
         return _unit_rows(vectors)
 
+    def token_counts(self, texts: Sequence[str]) -> Int64Array:
+        return self.prepare(texts).lengths
+
+    def token_spans(self, texts: Sequence[str]) -> list[TokenSpans]:
+        return [_spans([match.span() for match in _WORD.finditer(text)]) for text in texts]
+
 
 class NumbersEncoder(LoadedEncoder):
     """Vectors that the texts spell out as JSON lists: features of anything, or embeddings made elsewhere.
@@ -168,6 +200,12 @@ class NumbersEncoder(LoadedEncoder):
 
     def encode_batch(self, texts: list[str]) -> FloatArray:
         return _unit_rows(np.asarray([self._read(text) for text in texts], dtype=np.float32))
+
+    def token_counts(self, texts: Sequence[str]) -> Int64Array:
+        return self.prepare(texts).lengths
+
+    def token_spans(self, texts: Sequence[str]) -> list[TokenSpans]:
+        return [_spans([(0, len(text))]) for text in texts]
 
     def _read(self, text: str) -> list[float]:
         try:
@@ -232,6 +270,31 @@ class SentenceEncoder(LoadedEncoder):
     def encode_batch(self, texts: list[str]) -> FloatArray:
         vectors = self._model.encode(texts, batch_size=len(texts), convert_to_tensor=True, show_progress_bar=False)
         return _unit_rows(vectors.float().cpu().numpy())
+
+    def token_counts(self, texts: Sequence[str]) -> Int64Array:
+        prompt = self._model.prompts.get(self._model.default_prompt_name or "") or ""
+        batches = _tokenizer_batches([prompt + text for text in texts])
+        return np.array([count for batch in batches for count in self._count(batch)], dtype=np.int64)
+
+    def token_spans(self, texts: Sequence[str]) -> list[TokenSpans]:
+        return [
+            _spans(each.offsets)
+            for batch in _tokenizer_batches(texts)
+            for each in self._whole.encode_batch(batch, add_special_tokens=False)
+        ]
+
+    @cached_property
+    def _whole(self) -> Any:
+        """The tokenizer without truncation, and with the places of its tokens."""
+        tokenizer: Any = self._model.tokenizer
+        # transformers keeps the tokenizer that knows places inside its own.
+        fast = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        if not hasattr(fast, "encode_batch"):
+            raise ConfigError(
+                f"encoder {self.name}: its tokenizer does not tell where a token is in the text: use windows that "
+                "fit without being split, or another encoder"
+            )
+        return _untruncated(fast)
 
 
 def find_encoder(name: str) -> EncoderSource:
@@ -309,10 +372,7 @@ def _token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]]:
     from tokenizers import Tokenizer
 
     if isinstance(tokenizer, Tokenizer):
-        # A copy: the encoder goes on with its own truncation.
-        whole: Any = Tokenizer.from_str(tokenizer.to_str())
-        whole.no_truncation()
-        whole.no_padding()
+        whole = _untruncated(tokenizer)
         return lambda texts: [len(each) for each in whole.encode_batch_fast(texts, add_special_tokens=False)]
     if tokenizer is None:
         raise DataError("the encoder has no tokenizer, so it does not read text: name a text encoder")
@@ -323,6 +383,36 @@ def _token_counter(tokenizer: Any) -> Callable[[list[str]], list[int]]:
         return [len(ids) for ids in encoded["input_ids"]]
 
     return count
+
+
+def _untruncated(tokenizer: Any) -> Any:
+    """A copy that reads all of a text: the encoder goes on with its own truncation."""
+    from tokenizers import Tokenizer
+
+    whole = Tokenizer.from_str(tokenizer.to_str())
+    whole.no_truncation()
+    whole.no_padding()
+    return whole
+
+
+def _tokenizer_batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """The texts, in order, in batches whose tokens fit into memory."""
+    batch: list[str] = []
+    n_characters = 0
+    for text in texts:
+        batch.append(text)
+        n_characters += len(text)
+        if len(batch) == _TOKENIZED_AT_ONCE or n_characters >= _CHARACTERS_AT_ONCE:
+            yield batch
+            batch, n_characters = [], 0
+    if batch:
+        yield batch
+
+
+def _spans(offsets: Sequence[tuple[int, int]]) -> TokenSpans:
+    """A normalizer that reorders marks gives places that fall; each is moved to the furthest one before it."""
+    places = np.maximum.accumulate(np.array(offsets, dtype=np.int64).reshape(-1, 2), axis=0)
+    return TokenSpans(places[:, 0], np.maximum(places[:, 1], places[:, 0]))
 
 
 def _unit_rows(vectors: FloatArray) -> FloatArray:

@@ -1,6 +1,6 @@
-"""The Arrow row schema of a corpus.
+"""The Arrow row schemas of corpora and datastores.
 
-Documents live in Arrow tables, never as one Python object a row.
+Documents and passages live in Arrow tables, never as one Python object a row.
 """
 
 from __future__ import annotations
@@ -23,3 +23,18 @@ DOCUMENT_SCHEMA = pa.schema(
     ]
 )
 DOCUMENT_COLUMNS: tuple[str, ...] = tuple(DOCUMENT_SCHEMA.names)
+
+PASSAGE_SCHEMA = pa.schema(
+    [
+        *DOCUMENT_SCHEMA,
+        pa.field("document_id", pa.string(), nullable=False),
+        # Characters (Unicode code points) of the document's text: ``text`` is its ``text[start:end]``.
+        pa.field("start", pa.int64(), nullable=False),
+        pa.field("end", pa.int64(), nullable=False),
+    ]
+)
+"""A passage: its own ``id``, ``text`` and ``n_tokens``; the other fields are its document's.
+
+Its id is the first 128 bits, in hexadecimal, of the SHA-256 of "DOCUMENT_ID START END": two documents may share
+a paragraph, and each passage still has an id of its own, which does not depend on where it is stored.
+"""

@@ -18,6 +18,7 @@ InputFormat = Literal["auto", "jsonl", "parquet", "csv", "text"]
 PromptFormat = Literal["auto", "chat", "plain", "none"]
 ModelDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Evaluator = Literal["ngram", "linear_probe", "command"]
+DuplicateMethod = Literal["exact", "minhash", "semantic"]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 IndexKind = Literal["auto", "flat", "hnsw", "ivf", "ivf-pq", "rabitq"]
 
@@ -43,7 +44,9 @@ class IngestRequest(_Request):
     domain: str | None = Field(default=None, min_length=1, description="constant domain of every document")
     source: str | None = Field(default=None, min_length=1, description="value of `source`; default: the name")
     tokenizer: str = Field(default=DEFAULT_TOKENIZER, description="counts n_tokens")
-    duplicates: Literal["drop", "keep"] = Field(default="drop", description="documents with the same text")
+    duplicates: Literal["drop", "keep", "drop-near"] = Field(
+        default="drop", description="documents with the same text; drop-near: and those with nearly the same"
+    )
     on_bad_row: Literal["quarantine", "fail"] = Field(default="quarantine")
     shard_rows: int | None = Field(
         default=None,
@@ -211,3 +214,52 @@ class PilotRequest(_Request):
         if low is not None and high is not None and low >= high:
             raise ValueError(f"metric is between {low:g} and {high:g}: low must be below high")
         return self
+
+
+class NearDuplicatesRequest(_Request):
+    """Clusters of documents of a corpus that are nearly the same, as attributes."""
+
+    kind: Literal["near-duplicates"] = "near-duplicates"
+    corpus: ReferenceText
+    method: DuplicateMethod = Field(
+        default="minhash",
+        description="exact: the same but for case, Unicode form and white space; minhash: runs of five words in "
+        "common; semantic: like vectors",
+    )
+    threshold: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="least similarity: Jaccard of minhash, default 0.8; cosine of semantic, default 0.95",
+    )
+    template: str = Field(default="{text}", description="what is compared, with {field} placeholders")
+    encoder: str | None = Field(
+        default=None, description=f"semantic: name, hub id or local folder; default: {DEFAULT_ENCODER}"
+    )
+    name: ReferenceText | None = Field(default=None, description="default: CORPUS.near-duplicates")
+    workers: int | None = Field(default=None, ge=1, description="resource: of the embedding, if it is missing")
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Self:
+        if self.method == "exact" and self.threshold is not None:
+            raise ValueError("exact has no threshold: leave it out, or use minhash")
+        if self.method != "semantic" and self.encoder is not None:
+            raise ValueError(f"{self.method} needs no encoder: leave it out, or use semantic")
+        return self
+
+
+class DecontaminateRequest(_Request):
+    """Which documents of a corpus hold evaluation texts, or long stretches of them, as attributes."""
+
+    kind: Literal["decontaminate"] = "decontaminate"
+    corpus: ReferenceText
+    against: list[ReferenceText] = Field(min_length=1, description="corpora of evaluation texts")
+    template: str = Field(
+        default="{text}", description="an evaluation text, with {field} placeholders: '{text} {answer}', say"
+    )
+    ngram: int = Field(default=13, ge=1, le=100, description="words of an n-gram")
+    containment: float = Field(
+        default=0.8, gt=0, le=1, description="share of an evaluation text's n-grams that contaminates"
+    )
+    longest_run: int = Field(default=32, ge=1, le=10_000, description="words in a row that contaminate")
+    name: ReferenceText | None = Field(default=None, description="default: CORPUS.contamination")
