@@ -54,6 +54,11 @@ class Documents:
         """Tokens of each document, as its corpus counts them."""
         return self.column(lambda source: source.n_tokens)
 
+    @cached_property
+    def corpus_row(self) -> Int64Array:
+        """The row of each document in its corpus: another one than ``row`` where the source leaves some out."""
+        return self.column(lambda source: source.corpus_rows(np.arange(len(source.ids), dtype=np.int64)))
+
     def column(self, of: Callable[[Source], npt.NDArray[Any]]) -> npt.NDArray[Any]:
         """A column (n, …) that ``of`` gives for all rows of a source, in the order of the documents."""
         return self._gathered([of(source) for source in self.pool.sources])

@@ -157,9 +157,10 @@ class DomainTags:
         names = " and ".join(template_fields(plan.template))
         if plan.missing == "fail" and total:
             first = next(i for i, column in enumerate(tags) if column.null_count())
-            row = int(tags[first].is_null().arg_max() or 0)
+            source, row = pool.sources[first], int(tags[first].is_null().arg_max() or 0)
             raise DataError(
-                f"{total:,} documents have no {names} (first: row {row} of {pool.sources[first].name}): "
+                f"{total:,} documents have no {names} (first: row {source.corpus_rows(np.array([row]))[0]} of "
+                f"{source.name}): "
                 "choose missing=plain, unknown or skip, or ingest them with a domain"
             )
         if total == sum(map(len, tags)):

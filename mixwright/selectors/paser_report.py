@@ -82,7 +82,7 @@ def paser_tables(evidence: Evidence, filled: Filled) -> dict[str, pl.DataFrame]:
                 "source": pl.Series(documents.source).replace_strict(
                     dict(enumerate(names)), return_dtype=pl.String
                 ),
-                "row": documents.row,
+                "row": documents.corpus_row,
                 "cluster": evidence.labels.astype(np.int32),
                 "score": pl.Series(evidence.scores, dtype=pl.Float32).fill_nan(None),
                 "efficiency": pl.Series(evidence.values, dtype=pl.Float32).fill_nan(None),
@@ -186,7 +186,7 @@ def _exemplars(
     return [
         {
             "source": documents.pool.sources[documents.source[number]].name,
-            "row": int(documents.row[number]),
+            "row": int(documents.corpus_row[number]),
             "score": float(evidence.scores[number]),
             "prompt": _shortened(text),
         }

@@ -18,7 +18,7 @@ from mixwright.errors import AlignmentError, ConfigError, DataError
 from mixwright.fingerprint import fingerprint
 from mixwright.indexes.embeddings import Embeddings
 from mixwright.indexes.protocols import FloatArray as VectorArray
-from mixwright.indexes.vectors import Vectors, blocks
+from mixwright.indexes.vectors import OtherVectors, Vectors, blocks
 from mixwright.results import Results
 from mixwright.schemas.manifests import ArtifactInput
 from mixwright.store import Store
@@ -30,6 +30,7 @@ FloatArray = npt.NDArray[np.float64]
 
 
 Part = Literal["instruction", "response", "both"]
+_KEPT = "__kept"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ class Source:
 
     ``frame`` holds its document rows in row order, lazily, and ``reader`` gives some of them fast; ``columns``
     are frames, in the same order, of attributes by name; ``vectors`` (n, d) embed its documents. Where only a
-    ``sample`` of it is embedded, that is a source of its own.
+    ``sample`` of it is embedded, that is a source of its own. Of a corpus of which documents are left out, all
+    of this is of those that stay, and ``stays`` (n,) are their rows in the corpus.
     """
 
     name: str
@@ -89,6 +91,7 @@ class Source:
     metadata_fields: Sequence[str] = ()
     made_from: tuple[ArtifactInput, ...] = ()
     sample: Source | None = None
+    stays: Int64Array | None = None
 
     @cached_property
     def n_tokens(self) -> Int64Array:
@@ -122,6 +125,24 @@ class Source:
     def texts(self, template: str, rows: Int64Array) -> list[str]:
         """What a template makes of the documents of the given row numbers (m,); "" where its fields are blank."""
         return template_texts(pl.LazyFrame(pl.from_arrow(self.reader(rows))), template)
+
+    def corpus_rows(self, rows: Int64Array) -> Int64Array:
+        """The rows (m,) in the corpus that rows (m,) of this source are."""
+        return rows if self.stays is None else self.stays[rows]
+
+    def only(self, kept: npt.NDArray[np.bool_]) -> Source:
+        """This source without the documents that ``kept`` (n,) leaves out."""
+        rows = np.flatnonzero(kept)
+        sample = self.sample
+        return replace(
+            self,
+            frame=_rows_of(self.frame, kept),
+            reader=lambda local: self.reader(rows[local]),
+            columns={name: _rows_of(frame, kept) for name, frame in self.columns.items()},
+            vectors=None if self.vectors is None else OtherVectors(self.vectors, np.flatnonzero(~kept)),
+            sample=None if sample is None else sample.only(np.isin(sample.ids, self.ids[rows])),
+            stays=self.corpus_rows(rows),
+        )
 
 
 RowFunction = Callable[[VectorArray], tuple[npt.NDArray[Any], ...]]
@@ -302,6 +323,12 @@ def _open_source(
             for each in {each.ref: each for each in read}.values()
         ),
     )
+
+
+def _rows_of(frame: pl.LazyFrame, kept: npt.NDArray[np.bool_]) -> pl.LazyFrame:
+    """The rows of a frame that a mask says, in their order."""
+    mask = pl.LazyFrame({_KEPT: kept})
+    return pl.concat([frame, mask], how="horizontal").filter(pl.col(_KEPT)).drop(_KEPT)
 
 
 def _taker(table: pa.Table) -> Callable[[Int64Array], pa.Table]:

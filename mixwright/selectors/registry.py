@@ -10,15 +10,17 @@ from mixwright.selectors.baselines import Proportional, Random, Temperature, Uni
 from mixwright.selectors.domain_tags import DomainTags
 from mixwright.selectors.paser import Paser
 from mixwright.selectors.projektor.selector import Projektor
+from mixwright.selectors.retrieval import Retrieval
 
 AnySelector = Annotated[
-    Uniform | Proportional | Temperature | UniMax | Random | DomainTags | Paser | Projektor,
+    Uniform | Proportional | Temperature | UniMax | Random | DomainTags | Paser | Projektor | Retrieval,
     Field(discriminator="kind"),
 ]
 SELECTOR_ADAPTER: TypeAdapter[AnySelector] = TypeAdapter(AnySelector)
 """Reads a selector: ``SELECTOR_ADAPTER.validate_python({"kind": "uniform"})``."""
 
 SELECTORS = {
-    each.kind: each for each in (Uniform, Proportional, Temperature, UniMax, Random, DomainTags, Paser, Projektor)
+    each.kind: each
+    for each in (Uniform, Proportional, Temperature, UniMax, Random, DomainTags, Paser, Projektor, Retrieval)
 }
 """Selector classes by kind."""

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mixwright.schemas.mixtures import Budget
 from mixwright.schemas.references import ReferenceText
+from mixwright.selectors.left_out import CONTAMINATED, NEAR_DUPLICATES, Exclusion, KeepOrDrop
 from mixwright.selectors.projektor.selector import Projektor
 from mixwright.selectors.registry import AnySelector
 
@@ -22,9 +23,21 @@ class SelectRequest(BaseModel):
     sources: list[ReferenceText] = Field(min_length=1, description="corpora of the pool")
     selector: AnySelector
     budget: Budget
+    near_duplicates: KeepOrDrop = Field(
+        default="keep", description="drop: of each cluster of near-duplicates only the first is selected from"
+    )
+    contaminated: KeepOrDrop = Field(
+        default="keep", description="drop: no document is selected that holds an evaluation text"
+    )
     workers: int | None = Field(
         default=None, ge=1, description="resource: Ray workers; default: none below 2 million vectors"
     )
+
+    @property
+    def exclusions(self) -> dict[str, Exclusion]:
+        """What is left out of the sources, by the field that asks for it."""
+        asked = {"near_duplicates": NEAR_DUPLICATES, "contaminated": CONTAMINATED}
+        return {field: each for field, each in asked.items() if getattr(self, field) == "drop"}
 
 
 Shares = Annotated[dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1)]
