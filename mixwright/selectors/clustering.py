@@ -139,7 +139,7 @@ def fit_clustering(
     _check(len(reader), n_clusters, neighbours, votes)
     sample = _sample(reader, seed)
     landmarks = _landmarks(sample, len(reader), seed, device)
-    with _one_blas_thread():
+    with _one_thread():
         clustering = _cluster(landmarks, n_clusters, seed, neighbours)
     clustering = replace(clustering, votes=votes, seed=seed, neighbours=neighbours)
     counted = clustering.assign(sample[:: -(-len(sample) // _COUNTED)])
@@ -154,11 +154,14 @@ def _check(n: int, n_clusters: int | Literal["auto"], neighbours: int, votes: in
             raise ConfigError(f"{name} is {value}: set 1 or more")
 
 
-def _one_blas_thread() -> Any:
-    """Linear algebra on a few thousand rows gains nothing from threads, and rounds by their number."""
+def _one_thread() -> Any:
+    """Linear algebra on a few thousand rows gains nothing from threads, and rounds by their number.
+
+    OpenMP's count too: which libraries share one depends on which of them the process has loaded first.
+    """
     from threadpoolctl import threadpool_limits
 
-    return threadpool_limits(limits=1, user_api="blas")
+    return threadpool_limits(limits=1)
 
 
 def _sample(vectors: Vectors, seed: int) -> FloatArray:
