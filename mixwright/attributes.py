@@ -41,14 +41,14 @@ class Attributes:
         found: dict[str, Attributes] = {}
         manifests = [each for each in store.manifests("attributes") if isinstance(each, AttributesManifest)]
         for manifest in sorted(manifests, key=lambda each: each.created_at):
-            if _corpora(manifest) == [corpus.manifest.fingerprint] and manifest.n_rows == len(corpus):
+            if _corpus(manifest) == corpus.manifest.fingerprint and manifest.n_rows == len(corpus):
                 here = cls(manifest, store.directory(manifest))
                 found |= {each.name: here for each in manifest.columns if each.name in columns}
         return found
 
     def check_aligned(self, corpus: Corpus) -> None:
         """Raise AlignmentError unless row i of these columns is row i of ``corpus``."""
-        if _corpora(self.manifest) != [corpus.manifest.fingerprint] or self.manifest.n_rows != len(corpus):
+        if _corpus(self.manifest) != corpus.manifest.fingerprint or self.manifest.n_rows != len(corpus):
             raise AlignmentError(
                 f"attributes {self.manifest.ref} ({self.manifest.n_rows} rows of {self.manifest.corpus}) are not "
                 f"of corpus {corpus.manifest.ref} ({len(corpus)} rows): make them for that corpus"
@@ -60,8 +60,9 @@ class Attributes:
 
     def scan(self) -> pl.LazyFrame:
         """All rows in row order, lazily."""
-        return pl.scan_parquet([self.directory / entry.path for entry in self.manifest.files])
+        return pl.scan_parquet([self.directory / entry.path for entry in self.manifest.shards])
 
 
-def _corpora(manifest: AttributesManifest) -> list[str]:
-    return [each.fingerprint for each in manifest.inputs if each.kind == "corpus"]
+def _corpus(manifest: AttributesManifest) -> str | None:
+    """The fingerprint of the corpus that attributes are of: of those they were made from, the first."""
+    return next((each.fingerprint for each in manifest.inputs if each.kind == "corpus"), None)

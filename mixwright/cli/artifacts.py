@@ -30,7 +30,10 @@ def ingest(
     tokenizer: Annotated[str, typer.Option(help="Counts tokens: a name, a tokenizer.json, or bytes.")] = (
         DEFAULT_TOKENIZER
     ),
-    duplicates: Annotated[Literal["drop", "keep"], typer.Option(help="Documents with the same text.")] = "drop",
+    duplicates: Annotated[
+        Literal["drop", "keep", "drop-near"],
+        typer.Option(help="Documents with the same text; drop-near: and those with nearly the same."),
+    ] = "drop",
     on_bad_row: Annotated[
         Literal["quarantine", "fail"], typer.Option(help="Keep bad rows in a sidecar file, or stop.")
     ] = "quarantine",

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from mixwright.errors import DataError
 from mixwright.fingerprint import fingerprint, stream_sha256
+from mixwright.indexes.near_duplicates import DEFAULT_JACCARD, near_duplicate_clusters
 from mixwright.jobs.documents import UNCOUNTED_SCHEMA, DocumentBlock, FieldMapping
 from mixwright.jobs.duplicates import DuplicateFinder
 from mixwright.jobs.input_files import InputFile, find_input_files, open_stored
@@ -134,6 +135,8 @@ def run_ingest(store: Store, request: IngestRequest, progress: Progress) -> Corp
     with store.stage("corpus", reference, identity) as staging:
         rows = _read_files(hashed, mapping, request, staging, progress)
         rows.warnings[:0] = warnings
+        if request.duplicates == "drop-near":
+            _find_near_repeats(rows, progress)
         for warning in rows.warnings:
             progress.note(f"warning: {warning}")
         keep = request.duplicates == "keep"
@@ -161,6 +164,7 @@ def _parameters(
     request: IngestRequest, mapping: FieldMapping, tokenizer: Tokenizer, files: Sequence[InputFile]
 ) -> dict[str, Any]:
     """Everything besides the files' bytes that decides what the rows are."""
+    near = {"near_duplicate_threshold": DEFAULT_JACCARD} if request.duplicates == "drop-near" else {}
     return {
         "formats": [file.format for file in files],
         "text_field": mapping.text_field,
@@ -173,6 +177,7 @@ def _parameters(
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "duplicates": request.duplicates,
         "on_bad_row": request.on_bad_row,
+        **near,
     }
 
 
@@ -264,6 +269,29 @@ def _no_documents(quarantine: Quarantine, n_files: int) -> DataError:
         f"no good document in {where}; of {quarantine.n_rows} bad rows the first is {quarantine.first}: "
         "correct the input, or set text_field to the field that holds the text"
     )
+
+
+# Between the passes, where near-duplicates are dropped
+
+
+def _find_near_repeats(rows: _Rows, progress: Progress) -> None:
+    """Let ``rows.repeats`` say which rows are like an earlier one."""
+    keys = np.empty(len(rows.repeats), dtype=np.uint64)
+    start = 0
+    for ids in _spooled(rows.spool, "id"):
+        keys[start : start + len(ids)] = np.frombuffer(bytes.fromhex("".join(ids)), dtype=">u8")[::2]
+        start += len(ids)
+    folder = rows.spool.parent / "near-duplicates"
+    clusters = near_duplicate_clusters(lambda: _spooled(rows.spool, "text"), keys, folder, progress)
+    rows.repeats = clusters.repeats()
+    rows.warnings += clusters.warnings
+
+
+def _spooled(spool: Path, column: str) -> Iterator[list[str]]:
+    """A column of the documents that wait, batch by batch."""
+    with pa.OSFile(str(spool), "rb") as file, pa.ipc.open_stream(file) as batches:
+        for batch in batches:
+            yield batch.column(column).to_pylist()
 
 
 # Second pass: documents

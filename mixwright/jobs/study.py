@@ -37,9 +37,16 @@ def open_study(
 
 
 def study_of_mixture(manifest: MixtureManifest) -> tuple[list[str], Projektor, Budget]:
-    """Sources, selector and budget of a mixture by projektor; raises DataError for one by another selector."""
+    """Sources, selector and budget of a mixture by projektor.
+
+    Raises DataError for one by another selector, and for one whose sources were not whole.
+    """
     selector = SELECTOR_ADAPTER.validate_python(manifest.parameters.get("selector", {"kind": manifest.selector}))
     if not isinstance(selector, Projektor):
         raise DataError(f"mixture {manifest.ref} was not selected by projektor: name one that was")
+    if "drop" in (manifest.parameters.get("near_duplicates"), manifest.parameters.get("contaminated")):
+        raise DataError(
+            f"mixture {manifest.ref} leaves documents of its sources out: ask with sources and selector instead"
+        )
     sources = [source["ref"] for source in manifest.report["sources"]]
     return sources, selector, Budget.model_validate(manifest.budget)
