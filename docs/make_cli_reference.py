@@ -42,7 +42,8 @@ def section(name: str, command: Any) -> str:
         else:
             flag = " / ".join([*parameter.opts, *parameter.secondary_opts])
         default = parameter.default
-        shown = "required" if parameter.required else "" if default in (None, False, ()) else f"`{default}`"
+        text = str(default).replace("\n", "\\n")
+        shown = "required" if parameter.required else "" if default in (None, False, ()) else f"`{text}`"
         lines.append(f"| `{flag}` | {shown} | {parameter.help or ''} |")
     return "\n".join(lines) + "\n"
 

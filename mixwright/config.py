@@ -31,6 +31,14 @@ class Settings(BaseSettings):
     workers: int | None = Field(
         default=None, ge=1, description="Worker processes of a job; default: one per CPU core or GPU."
     )
+    reranker: str | None = Field(
+        default=None,
+        description="Cross-encoder that orders hits of searches with rerank: a local folder or a hub id.",
+    )
+    search_on: Literal["process", "ray"] = Field(
+        default="process",
+        description="Where the service searches datastores: in its own process, or in a Ray actor for each shard.",
+    )
     allow_train_commands: bool = Field(
         default=False, description="Whether the service runs the programs that a pilot job names as train_command."
     )

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel
 
+from mixwright.fingerprint import fingerprint
 from mixwright.schemas.documents import DOCUMENT_SCHEMA, ID_LENGTH
+from mixwright.schemas.manifests import CorpusManifest
+from mixwright.schemas.references import Reference
+from mixwright.store import Store
+
+if TYPE_CHECKING:
+    from mixwright.jobs.marked_shards import Workers
+    from mixwright.progress import Progress
+
+
+RETRIEVAL_DIM = 16
+RETRIEVAL_WORDS = [f"{first}{rest}" for first in "bdfgklmnprst" for rest in ("arn", "elt", "ilk", "omb")]
 
 
 def document_table(
@@ -40,6 +59,155 @@ def document_table(
         },
         schema=DOCUMENT_SCHEMA,
     )
+
+
+def retrieval_table(n: int = 220, seed: int = 0, source: str = "wiki") -> pa.Table:
+    """Documents of one to three passages. Many vectors are equal, and every fifth text is nearly one before it.
+
+    A vector has four coordinates of ±0.5: its products with whole numbers are exact, and ties are common.
+    """
+    generator = np.random.default_rng(seed)
+    texts, metadata, domains = [], [], []
+    for number in range(n):
+        words = generator.choice(RETRIEVAL_WORDS, size=generator.integers(4, 50)).tolist()
+        if number % 5 == 4 and len(texts[number - 3].split()) > 20:
+            words = [*texts[number - 3].split()[:-1], "other"]
+        texts.append(" ".join([*words, f"n{number}"]))
+        vector = [0] * RETRIEVAL_DIM
+        for place in generator.choice(RETRIEVAL_DIM, size=4, replace=False).tolist():
+            vector[place] = int(generator.choice([-1, 1]))
+        if number > 3 and (number % 3 == 2 or number % 10 == 4):
+            vector = json.loads(json.loads(metadata[number - 3])["vector"])
+        metadata.append(json.dumps({"vector": json.dumps(vector), "year": 1990 + number % 30}))
+        domains.append(["a.org", "b.org", "c.org", None][number % 4])
+    return document_table(texts, source=source, domains=domains, metadata=metadata)
+
+
+def published_corpus(store: Store, name: str, table: pa.Table, shard_rows: int = 1000) -> CorpusManifest:
+    """Publish a table of documents as a corpus, without the ingest job."""
+    identity = fingerprint("corpus", table["id"].to_pylist(), {"source": table["source"][0].as_py()})
+    with store.stage("corpus", Reference(name), identity) as staging:
+        (staging.path / "shards").mkdir()
+        files = []
+        for number, start in enumerate(range(0, table.num_rows, shard_rows)):
+            shard = table.slice(start, shard_rows)
+            path = f"shards/part-{number:05d}.parquet"
+            pq.write_table(shard, staging.path / path)
+            files.append(staging.entry(path, shard.num_rows))
+        draft = CorpusManifest(
+            name=name,
+            version=1,
+            fingerprint=identity,
+            files=files,
+            created_at=datetime.now(UTC),
+            n_documents=table.num_rows,
+            n_duplicates=0,
+            n_quarantined=0,
+            n_tokens=sum(table["n_tokens"].to_pylist()),
+            n_text_bytes=sum(len(text.encode()) for text in table["text"].to_pylist()),
+            tokenizer="bytes",
+        )
+        return store.publish(staging, draft)
+
+
+def run_workers_here(patch: Callable[[object, str, object], None] = setattr) -> None:
+    """Let the datastore jobs of this process run their shard workers in it, one after the other, without Ray.
+
+    ``patch`` sets an attribute: ``setattr`` for good, or that of a MonkeyPatch. FAISS trains with one thread.
+    """
+    from mixwright.jobs import marked_shards
+    from mixwright.jobs.datastores import build, changes, indexing, language_scores
+
+    def run(workers: Workers, missing: list[str], progress: Progress) -> None:
+        worker = workers.actor(*workers.arguments, "cpu")
+        for shard in missing:
+            for before, reached in pairwise([0, *worker.run(shard)]):
+                progress.advance(reached - before)
+
+    patch(marked_shards, "_run", run)
+    for module in (marked_shards, build, changes, language_scores):
+        patch(module, "ray_session", lambda *_: nullcontext())
+    patch(indexing, "cpu_count", lambda: 1)
+
+
+_KILLABLE_JOBS = """
+import json, os, sys
+from pathlib import Path
+
+import faiss, polars, pyarrow.parquet
+from support import run_workers_here
+
+from mixwright.jobs.run import REQUEST_ADAPTER, run_request
+from mixwright.progress import NoProgress
+from mixwright.store import Store
+
+CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link"}
+run_workers_here()
+
+
+def work(home, request, last_change, answer):
+    n_changes = 0
+
+    def count(event, arguments):
+        nonlocal n_changes
+        opened = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if opened or event in CHANGES:
+            n_changes += 1
+            if n_changes == last_change:
+                os.kill(os.getpid(), 9)
+
+    sys.addaudithook(count)
+    run_request(Store(Path(home)), REQUEST_ADAPTER.validate_python(request), NoProgress())
+    os.write(answer, str(n_changes).encode())
+
+
+for line in sys.stdin:
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            work(*json.loads(line), write)
+        except BaseException as error:
+            os.write(write, repr(error).encode())
+        os._exit(0)
+    os.close(write)
+    with open(read, "rb") as answer:
+        print(answer.read().decode() or "killed", flush=True)
+    os.waitpid(child, 0)
+"""
+
+
+class KillableJobs:
+    """Runs jobs, each in a process of its own, that die of SIGKILL just before a given change of the file system.
+
+    They are forked from one process that has imported all that jobs need, and start in some milliseconds.
+    """
+
+    def __init__(self) -> None:
+        self._server = subprocess.Popen(
+            [sys.executable, "-c", _KILLABLE_JOBS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+
+    def run(self, store: Store, request: BaseModel, last_change: int = 0) -> int | None:
+        """Run a job; returns how often it changed the file system, or None if it was killed at ``last_change``."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        print(
+            json.dumps([str(store.home), request.model_dump(mode="json"), last_change]),
+            file=self._server.stdin,
+            flush=True,
+        )
+        answer = self._server.stdout.readline().strip()
+        assert answer == "killed" or answer.isdigit(), answer
+        return None if answer == "killed" else int(answer)
+
+    def close(self) -> None:
+        """End the process that jobs are forked from."""
+        self._server.communicate()
 
 
 class Recorder:
@@ -90,14 +258,16 @@ def identities(folder: Path, pattern: str) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob(pattern)}
 
 
-def kill_half_way(code: str, arguments: Sequence[str], home: Path, n_marks: int) -> Path:
+def kill_half_way(
+    code: str, arguments: Sequence[str], home: Path, n_marks: int, marks: str = "marks/*.json"
+) -> Path:
     """Run a job's code in a session of its own, SIGKILL all of the session once there are some marks.
 
     Returns the staging folder that it leaves.
     """
     child = subprocess.Popen([sys.executable, "-c", code, str(home), *arguments], start_new_session=True)
     try:
-        wait_for(lambda: len(list(home.glob("staging/*/marks/*.json"))) >= n_marks)
+        wait_for(lambda: len(list(home.glob(f"staging/*/{marks}"))) >= n_marks)
     finally:
         members = [pid for pid in processes() if stat_field(pid, 3) == child.pid]
         for pid in members:

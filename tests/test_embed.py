@@ -150,7 +150,7 @@ def test_published_embeddings_are_returned_without_ray_or_encoder(
         raise AssertionError("must not be called")
 
     monkeypatch.setattr("mixwright.jobs.marked_shards.ray_session", forbidden)
-    monkeypatch.setattr("mixwright.jobs.embed.load_encoder", forbidden)
+    monkeypatch.setattr("mixwright.jobs.worker_encoder.load_encoder", forbidden)
     assert embed(store) == first
 
 

@@ -16,7 +16,10 @@ from mixwright import __version__
 from mixwright.cli import artifacts, demo, serving
 from mixwright.cli.assign import assign
 from mixwright.cli.catalog import catalog_app, jobs_app
+from mixwright.cli.datastore import datastore_app
+from mixwright.cli.decontaminate import decontaminate
 from mixwright.cli.mixtures import mixture_app
+from mixwright.cli.near_duplicates import near_duplicates
 from mixwright.cli.output import print_error
 from mixwright.cli.pilot import pilot_app
 from mixwright.cli.predict import compare, plan, predict
@@ -40,11 +43,14 @@ app.command()(artifacts.embed)
 app.command()(artifacts.index)
 app.command()(score)
 app.command()(assign)
+app.command()(near_duplicates)
+app.command()(decontaminate)
 app.add_typer(select_app)
 mixture_app.command()(report)
 app.add_typer(mixture_app)
 pilot_app.command("plan")(plan)
 app.add_typer(pilot_app)
+app.add_typer(datastore_app)
 app.command("predict")(predict)
 app.command("compare")(compare)
 app.add_typer(jobs_app)

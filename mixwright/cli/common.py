@@ -17,7 +17,9 @@ from mixwright.progress import Progress
 from mixwright.schemas.manifests import (
     AttributesManifest,
     CorpusManifest,
+    DatastoreManifest,
     EmbeddingsManifest,
+    EvaluationManifest,
     IndexManifest,
     Manifest,
     MixtureManifest,
@@ -42,11 +44,13 @@ _RequestT = TypeVar("_RequestT")
 _ManifestT = TypeVar(
     "_ManifestT",
     CorpusManifest,
+    DatastoreManifest,
     AttributesManifest,
     EmbeddingsManifest,
     IndexManifest,
     MixtureManifest,
     ResultsManifest,
+    EvaluationManifest,
 )
 
 

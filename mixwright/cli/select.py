@@ -16,6 +16,7 @@ from mixwright.cli.output import print_json, print_table
 from mixwright.errors import ConfigError
 from mixwright.results import read_runs
 from mixwright.schemas.manifests import MixtureManifest
+from mixwright.selectors.left_out import KeepOrDrop
 from mixwright.selectors.registry import SELECTORS
 from mixwright.selectors.requests import SelectRequest
 
@@ -26,6 +27,14 @@ _SHARED: dict[str, tuple[Any, Any]] = {
     "name": (Annotated[str, typer.Option(help="Name of the mixture, or name@version.")], ...),
     "tokens": (Annotated[int | None, typer.Option(help="Budget in tokens.")], None),
     "documents": (Annotated[int | None, typer.Option(help="Budget in documents.")], None),
+    "near_duplicates": (
+        Annotated[KeepOrDrop, typer.Option(help="drop: only the first of each cluster of near-duplicates.")],
+        "keep",
+    ),
+    "contaminated": (
+        Annotated[KeepOrDrop, typer.Option(help="drop: no document that holds an evaluation text.")],
+        "keep",
+    ),
     "workers": (
         Annotated[int | None, typer.Option(help="Ray workers; default: none below 2 million vectors.")],
         None,
@@ -136,6 +145,8 @@ def _select(
     name: str,
     tokens: int | None,
     documents: int | None,
+    near_duplicates: KeepOrDrop,
+    contaminated: KeepOrDrop,
     workers: int | None,
     home: Path | None,
     json: bool,
@@ -149,6 +160,8 @@ def _select(
         sources=source,
         selector={"kind": kind, **parameters},
         budget={"tokens": tokens, "documents": documents},
+        near_duplicates=near_duplicates,
+        contaminated=contaminated,
         workers=workers,
     )
     manifest = run(settings, store, run_select, request, json=json)

@@ -27,8 +27,15 @@ _READS: dict[str, tuple[Kind, ...]] = {
     "select": ("corpus", "attributes", "embeddings", "index", "results"),
     "assign": ("corpus", "embeddings", "mixture"),
     "pilot": ("corpus", "embeddings"),
+    "datastore": ("corpus",),
+    "datastore-add": ("corpus", "datastore"),
+    "datastore-delete": ("datastore",),
+    "datastore-compact": ("datastore",),
+    "near-duplicates": ("corpus", "embeddings"),
+    "decontaminate": ("corpus",),
 }
-"""Kinds of artifact that a kind of request may read. A score request reads folders of models too: not known."""
+"""Kinds of artifact that a kind of request may read. Score, evaluate and scale
+requests read folders of models and other files too: not known."""
 
 
 def inputs_state(store: Store, request: Any) -> str | None:

@@ -18,6 +18,7 @@ from mixwright.schemas.manifests import FileEntry, MixtureManifest
 from mixwright.schemas.mixtures import MixtureComponent
 from mixwright.schemas.references import parse_reference
 from mixwright.selectors.domain_tags import KEPT_VALUES
+from mixwright.selectors.left_out import in_corpora, leave_out
 from mixwright.selectors.mixture import Mixture
 from mixwright.selectors.pool import Pool, Requirements
 from mixwright.selectors.requests import SelectRequest
@@ -31,13 +32,12 @@ def run_select(store: Store, request: SelectRequest, progress: Progress) -> Mixt
     raises, NotFoundError for a missing corpus or encoder, ConflictError.
     """
     reference = parse_reference(request.name)
-    requirements = getattr(request.selector, "requirements", Requirements)()
-    if requirements.score is not None:
-        # Before the corpora are embedded, which may take long.
-        Pool.open(store, request.sources, requirements).refuse_unscored(requirements.score)
-    embeddings, samples = make_embeddings(store, request.sources, requirements, progress)
-    pool = Pool.open(store, request.sources, requirements, embeddings, samples=samples)
-    parameters: dict[str, Any] = {"selector": asdict(request.selector), "budget": request.budget.as_dict()}
+    pool = _open_pool(store, request, progress)
+    parameters: dict[str, Any] = {
+        "selector": asdict(request.selector),
+        "budget": request.budget.as_dict(),
+        **dict.fromkeys(request.exclusions, "drop"),
+    }
     identity = fingerprint("mixture", [each.fingerprint for each in pool.inputs], parameters)
     existing = store.existing("mixture", reference, identity)
     if isinstance(existing, MixtureManifest):
@@ -46,11 +46,26 @@ def run_select(store: Store, request: SelectRequest, progress: Progress) -> Mixt
     with store.stage("mixture", reference, identity) as staging:
         work = staging.path / "work"
         mapped = replace(pool, map_vectors=ray_vector_map(work.resolve(), request.workers, progress))
-        mixture = request.selector.select(mapped, request.budget)
+        mixture = in_corpora(request.selector.select(mapped, request.budget), pool)
         shutil.rmtree(work, ignore_errors=True)
         manifest = store.publish(staging, _manifest(mixture, pool, parameters, identity, staging))
     progress.advance()
     return manifest
+
+
+def _open_pool(store: Store, request: SelectRequest, progress: Progress) -> Pool:
+    """What is selected from: the sources as the selector wants them, without what the request leaves out."""
+    exclusions = list(request.exclusions.values())
+    requirements = getattr(request.selector, "requirements", Requirements)()
+    columns = (*requirements.attributes, *(each.column for each in exclusions))
+    requirements = replace(requirements, attributes=columns)
+    if requirements.score is not None or exclusions:
+        # Before the corpora are embedded, which may take long.
+        there = leave_out(Pool.open(store, request.sources, requirements), exclusions)
+        if requirements.score is not None:
+            there.refuse_unscored(requirements.score)
+    embeddings, samples = make_embeddings(store, request.sources, requirements, progress)
+    return leave_out(Pool.open(store, request.sources, requirements, embeddings, samples=samples), exclusions)
 
 
 def _manifest(

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 from mixwright.schemas.manifests import (
     AttributesManifest,
     CorpusManifest,
+    DatastoreManifest,
     EmbeddingsManifest,
+    EvaluationManifest,
     IndexManifest,
     Manifest,
     MixtureManifest,
@@ -77,8 +79,16 @@ class MixtureDetail(ManifestDetail, MixtureManifest):
     """The manifest of a mixture."""
 
 
+class DatastoreDetail(ManifestDetail, DatastoreManifest):
+    """The manifest of a datastore."""
+
+
 class ResultsDetail(ManifestDetail, ResultsManifest):
     """The manifest of results."""
+
+
+class EvaluationDetail(ManifestDetail, EvaluationManifest):
+    """The manifest of an evaluation."""
 
 
 class ResultRun(_Model):
@@ -92,7 +102,7 @@ class ResultRun(_Model):
 
 
 class PlotLinks(_Model):
-    """A plot of a mixture, and the addresses of its files; add `?theme=dark` for a dark page."""
+    """A plot of an artifact, and the addresses of its files; add `?theme=dark` for a dark page."""
 
     name: str
     title: str

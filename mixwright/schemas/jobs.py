@@ -40,7 +40,7 @@ class Job(_Model):
     """One job on the board."""
 
     id: str
-    kind: str = Field(description="what is asked for: ingest, embed, index, score, select, assign or pilot")
+    kind: str = Field(description="what is asked for: ingest, embed, index, score, select, assign, pilot …")
     request: dict[str, Any] = Field(description="the fields of the request, without its kind")
     state: JobState
     attempts: int = Field(description="times a worker has begun it")

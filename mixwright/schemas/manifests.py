@@ -7,9 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from mixwright.schemas.datastores import PassageWindow
+from mixwright.schemas.evaluations import EvaluationReport
 from mixwright.schemas.mixtures import MixtureComponent, Stage, TagPlan
 from mixwright.schemas.references import Kind
 from mixwright.schemas.training_runs import Metric, Unit
+
+MATCHES_FILE = "matches.parquet"
+"""What a decontamination found, beside the shards of its attributes."""
 
 
 class _Model(BaseModel):
@@ -59,7 +64,7 @@ class CorpusManifest(Manifest):
 
     kind: Literal["corpus"] = "corpus"
     n_documents: int
-    n_duplicates: int = Field(description="rows whose text had been seen before (dropped by default)")
+    n_duplicates: int = Field(description="rows whose text, or nearly, had been seen before (dropped by default)")
     n_quarantined: int = Field(description="bad rows, kept in quarantine.jsonl with file, line and reason")
     n_tokens: int
     n_text_bytes: int = Field(description="UTF-8 bytes of all texts")
@@ -82,13 +87,21 @@ class AttributeColumn(_Model):
 
 
 class AttributesManifest(Manifest):
-    """Extra columns of a corpus, aligned row by row. ``files`` are Parquet shards, one for each of the corpus."""
+    """Extra columns of a corpus, aligned row by row. ``files`` are Parquet shards, one for each of the corpus.
+
+    What a decontamination found is in one more file, which is none of the shards.
+    """
 
     kind: Literal["attributes"] = "attributes"
     corpus: str = Field(description="ref of the corpus")
     n_rows: int
     columns: list[AttributeColumn]
     counts: dict[str, int] = Field(default={}, description="documents by how the job dealt with them")
+
+    @property
+    def shards(self) -> list[FileEntry]:
+        """The Parquet shards of the columns, in row order."""
+        return [entry for entry in self.files if entry.path != MATCHES_FILE]
 
 
 class EmbeddingsManifest(Manifest):
@@ -172,8 +185,72 @@ class ResultsManifest(Manifest):
     )
 
 
+class DatastoreShard(_Model):
+    """Rows ``start … stop - 1`` of a datastore, with a FAISS index and a BM25 index of their own."""
+
+    name: str = Field(description="its folder under shards/")
+    start: int
+    stop: int
+
+
+class DatastoreManifest(Manifest):
+    """A datastore: passages with their vectors in pieces of rows, one for each shard of a corpus, and indexes.
+
+    Rows are numbered through all pieces. ``files`` are in the order of their paths; those of a version that
+    another one was made from are shared with it.
+    """
+
+    kind: Literal["datastore"] = "datastore"
+    encoder: str
+    encoder_revision: str
+    template: str = Field(description="what was embedded of a passage")
+    words_template: str = Field(description="what BM25 reads of a passage")
+    query_template: str = Field(description="what is embedded of a query")
+    window: PassageWindow
+    max_tokens: int | None = Field(description="the encoder reads no further than this, and no passage is longer")
+    dim: int
+    dtype: str = Field(description="of the stored vectors")
+    tokenizer: str = Field(description="counted n_tokens")
+    n_rows: int = Field(description="passages, deleted ones included")
+    n_deleted: int = Field(default=0, description="passages that no search finds")
+    n_documents: int = Field(description="documents that are not deleted")
+    n_repeats: int = Field(description="documents left out because another corpus has the same text")
+    n_tokens: int = Field(description="of the passages that are not deleted")
+    n_bytes: int = Field(description="of all files")
+    pieces: list[int] = Field(description="passages of each piece")
+    shards: list[DatastoreShard]
+    sources: dict[str, int] = Field(description="passages of each source, deleted ones included")
+    metadata_fields: list[str] = Field(description="keys of the documents' metadata, as shards of corpora begin")
+    n_clusters: int = Field(description="near-duplicate clusters")
+    n_trained: int = Field(description="rows of the store when its index was trained")
+    index_kind: str = Field(description="flat, hnsw, ivf, ivf-pq or rabitq: what was built")
+    factory: str = Field(description="the FAISS factory string")
+    search_parameters: dict[str, int | float] = Field(description="nprobe, efSearch, k_factor … as tuned")
+    recall: RecallReport
+    candidates: list[dict[str, Any]] = Field(default=[], description="what `auto` tried, and why it chose")
+
+
+class EvaluationManifest(Manifest):
+    """What a datastore is worth: how well it finds, and what a language model makes of what it finds.
+
+    ``files`` is scores.parquet: the scores of every query, which the report's means are taken over.
+    """
+
+    kind: Literal["evaluation"] = "evaluation"
+    datastore: str = Field(description="ref of the datastore")
+    n_rows: int = Field(description="scores")
+    report: EvaluationReport
+
+
 AnyManifest = Annotated[
-    CorpusManifest | AttributesManifest | EmbeddingsManifest | IndexManifest | MixtureManifest | ResultsManifest,
+    CorpusManifest
+    | AttributesManifest
+    | EmbeddingsManifest
+    | IndexManifest
+    | MixtureManifest
+    | ResultsManifest
+    | DatastoreManifest
+    | EvaluationManifest,
     Field(discriminator="kind"),
 ]
 MANIFEST_ADAPTER: TypeAdapter[AnyManifest] = TypeAdapter(AnyManifest)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from mixwright.errors import ConfigError
 
-Kind = Literal["corpus", "attributes", "embeddings", "index", "mixture", "datastore", "results"]
+Kind = Literal["corpus", "attributes", "embeddings", "index", "mixture", "datastore", "results", "evaluation"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

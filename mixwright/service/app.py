@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,7 +17,17 @@ from mixwright.config import Settings
 from mixwright.service.html import STATIC
 from mixwright.service.problems import install_handlers, problem_responses
 from mixwright.service.queries import refuse_unknown_query
-from mixwright.service.routes import artifacts, corpora, health, jobs, mixtures, pages, predict
+from mixwright.service.routes import (
+    artifacts,
+    corpora,
+    datastores,
+    evaluations,
+    health,
+    jobs,
+    mixtures,
+    pages,
+    predict,
+)
 from mixwright.service.state import Services, make_services
 
 _DESCRIPTION = """Corpora, mixtures and the jobs that make them.
@@ -26,6 +38,8 @@ their fingerprint, and `If-None-Match` answers 304. Errors are `application/prob
 _TAGS = [
     {"name": "corpora", "description": "Named, versioned documents."},
     {"name": "mixtures", "description": "What to train on, in which proportion and order."},
+    {"name": "datastores", "description": "What a language model retrieves from."},
+    {"name": "evaluations", "description": "What a datastore is worth, at every size."},
     {
         "name": "attributes, embeddings, indexes and results",
         "description": "Extra columns and vectors of a corpus, their nearest neighbours, and small trainings.",
@@ -61,6 +75,8 @@ def create_app(settings: Settings, *, run_worker: bool = True) -> FastAPI:
         corpora.router,
         mixtures.router,
         predict.router,
+        datastores.router,
+        evaluations.router,
         artifacts.router,
         jobs.router,
         health.router,
@@ -79,16 +95,26 @@ def _operation_id(route: APIRoute) -> str:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     services: Services = app.state.services
     await run_in_threadpool(_open, services)
+    if services.serving is not None and threading.current_thread() is threading.main_thread():
+        _take_signals_back()
     try:
         yield
     finally:
         await run_in_threadpool(_close, services)
 
 
+def _take_signals_back() -> None:
+    """Let the process end as before: Ray, when it starts, puts handlers of its own behind Python's back."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.getsignal(number))
+
+
 def _open(services: Services) -> None:
     services.store.home.mkdir(parents=True, exist_ok=True)
     services.database.upgrade()
     services.catalog.sync()
+    if services.serving is not None:
+        services.serving.start()
     if services.worker is not None:
         services.worker.start()
 
@@ -96,4 +122,7 @@ def _open(services: Services) -> None:
 def _close(services: Services) -> None:
     if services.worker is not None:
         services.worker.stop()
+    services.datastores.close()
+    if services.serving is not None:
+        services.serving.stop()
     services.database.close()

@@ -229,7 +229,7 @@ def _add(session: Session, manifest: AnyManifest, domains: Iterable[str]) -> Non
         fingerprint=manifest.fingerprint,
         created_at=manifest.created_at,
         n_rows=manifest.n_documents if isinstance(manifest, CorpusManifest) else manifest.n_rows,
-        n_tokens=manifest.n_tokens if isinstance(manifest, CorpusManifest | MixtureManifest) else None,
+        n_tokens=getattr(manifest, "n_tokens", None),
         selector=manifest.selector if isinstance(manifest, MixtureManifest) else None,
         manifest=manifest.model_dump(mode="json"),
     )

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Callable
 from typing import Any
 
 from mixwright.errors import NotFoundError
 from mixwright.schemas.manifests import MixtureManifest
-from mixwright.service import projektor_view
-from mixwright.service.html import STATIC, render
+from mixwright.service import plotted_page, projektor_view
+from mixwright.service.html import render
 from mixwright.service.paser_view import budget_unit, cluster_rows, comparisons
-from mixwright.service.plots.drawing import Format, Theme
-from mixwright.service.plots.registry import cached_plot, plots_of
 from mixwright.store import Store
-
-STYLES = ("home.css", "mixture.css")
 
 
 def report_of(manifest: MixtureManifest) -> dict[str, Any]:
@@ -30,14 +24,10 @@ def report_of(manifest: MixtureManifest) -> dict[str, Any]:
 def served_page(manifest: MixtureManifest) -> str:
     """The page as the service shows it, with the plots and the JSON at their addresses."""
     base = f"/v1/mixtures/{manifest.ref}"
-
-    def image(name: str, theme: Theme) -> str:
-        return f"{base}/plots/{name}.svg" + ("?theme=dark" if theme == "dark" else "")
-
     links = {"manifest": base, "rows": f"{base}/rows?count=5", "lineage": f"{base}/lineage"}
     if manifest.report:
         links["report"] = f"{base}/report"
-    return _page(manifest, image, links, f"{base}/plots/", styles=None)
+    return render("mixture.html", **plotted_page.served(manifest, base), links=links, **_view(manifest))
 
 
 def page_in_one_file(store: Store, manifest: MixtureManifest) -> str:
@@ -45,36 +35,8 @@ def page_in_one_file(store: Store, manifest: MixtureManifest) -> str:
 
     Raises DataError for a mixture whose tables cannot be read.
     """
-    plots = {plot.name: plot for plot in plots_of(manifest)}
-
-    def image(name: str, theme: Theme) -> str:
-        data = cached_plot(store, manifest, plots[name], "svg", theme)
-        return f"data:image/svg+xml;base64,{base64.b64encode(data).decode()}"
-
-    styles = "\n".join((STATIC / name).read_text("utf-8") for name in STYLES)
-    return _page(manifest, image, {"report": "report.json"}, "", styles)
-
-
-def _page(
-    manifest: MixtureManifest,
-    image: Callable[[str, Theme], str],
-    links: dict[str, str],
-    plots_at: str,
-    styles: str | None,
-) -> str:
-    formats: tuple[Format, ...] = ("svg", "png")
-    return render(
-        "mixture.html",
-        manifest=manifest,
-        report=manifest.report,
-        plots={plot.name: plot for plot in plots_of(manifest)},
-        image=image,
-        links=links,
-        files=lambda name: {each.upper(): f"{plots_at}{name}.{each}" for each in formats},
-        styles=styles,
-        style_files=STYLES,
-        **_view(manifest),
-    )
+    context = plotted_page.in_one_file(store, manifest)
+    return render("mixture.html", **context, links={"report": "report.json"}, **_view(manifest))
 
 
 def _view(manifest: MixtureManifest) -> dict[str, Any]:

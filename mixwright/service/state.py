@@ -11,12 +11,16 @@ from fastapi import Depends, Request
 
 from mixwright.config import Settings
 from mixwright.corpora import Corpus
+from mixwright.indexes.datastores.datastore import Datastore
+from mixwright.indexes.rerankers import Reranker, load_reranker
 from mixwright.jobs.board import Board
 from mixwright.jobs.database import Database
+from mixwright.jobs.shard_actors import ServingSession, open_sharded_datastore
 from mixwright.jobs.worker import Worker
 from mixwright.schemas.jobs import JobResult
 from mixwright.selectors.streams import MixtureStream
 from mixwright.service.catalog import Catalog
+from mixwright.service.datastores import OpenDatastores
 from mixwright.service.studies import Studies
 from mixwright.store import Store
 
@@ -37,6 +41,8 @@ class Services:
     corpus: Callable[[str, str], Corpus]
     mixture: Callable[[str, str], MixtureStream]
     studies: Studies
+    datastores: OpenDatastores
+    serving: ServingSession | None
 
 
 def make_services(settings: Settings, *, run_worker: bool) -> Services:
@@ -57,6 +63,15 @@ def make_services(settings: Settings, *, run_worker: bool) -> Services:
     def open_mixture(ref: str, fingerprint: str) -> MixtureStream:
         return MixtureStream.open(store, ref)
 
+    @lru_cache(maxsize=1)
+    def reranker() -> Reranker | None:
+        return load_reranker(settings.reranker) if settings.reranker else None
+
+    def open_datastore(ref: str) -> Datastore:
+        if settings.search_on == "ray":
+            return open_sharded_datastore(store, ref, reranker())
+        return Datastore.open(store, ref, reranker())
+
     return Services(
         settings=settings,
         store=store,
@@ -67,6 +82,8 @@ def make_services(settings: Settings, *, run_worker: bool) -> Services:
         corpus=open_corpus,
         mixture=open_mixture,
         studies=Studies(store),
+        datastores=OpenDatastores(open_datastore),
+        serving=ServingSession() if settings.search_on == "ray" else None,
     )
 
 

@@ -1,1 +1,1 @@
-"""Plots of what selectors report."""
+"""Plots of what selectors and evaluations report."""

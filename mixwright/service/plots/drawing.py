@@ -12,11 +12,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import polars as pl
-
-from mixwright.schemas.manifests import MixtureManifest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,17 +25,20 @@ MEDIA_TYPES: dict[Format, str] = {"svg": "image/svg+xml", "png": "image/png"}
 
 Draw = Callable[[Theme], "Figure"]
 Tables = Callable[[str], pl.DataFrame]
-"""Reads a table of the mixture, by its name."""
+"""Reads a table of the artifact, by its name."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot that a selector's mixtures have. ``prepare`` does what is the same in both themes."""
+    """A plot that artifacts of a sort have, a selector's mixtures for instance.
+
+    ``prepare``, which is given the manifest, does what is the same in both themes.
+    """
 
     name: str
     title: str
     caption: str
-    prepare: Callable[[MixtureManifest, Tables], Draw]
+    prepare: Callable[[Any, Tables], Draw]
 
 
 WIDTH = 7.2

@@ -43,7 +43,9 @@ class _Submission(BaseModel):
 def _submission(request: type[BaseModel]) -> type[_Submission]:
     (kind,) = get_args(request.model_fields["kind"].annotation)
     fields: Any = {"kind": (Literal[kind], ...), "request": (request, ...)}
-    return create_model(f"{kind.title()}Job", __base__=_Submission, __doc__=request.__doc__, **fields)
+    return create_model(
+        f"{kind.title().replace('-', '')}Job", __base__=_Submission, __doc__=request.__doc__, **fields
+    )
 
 
 if TYPE_CHECKING:
@@ -80,6 +82,39 @@ _EXAMPLES: dict[str, Any] = {
                 "selector": {"kind": "unimax"},
                 "budget": {"tokens": 1_000_000},
             },
+        },
+    },
+    "datastore": {
+        "summary": "corpora to a datastore",
+        "value": {"kind": "datastore", "request": {"name": "library", "corpora": ["wiki", "web"]}},
+    },
+    "datastore-add": {
+        "summary": "more corpora to a datastore",
+        "value": {"kind": "datastore-add", "request": {"datastore": "library", "corpora": ["news"]}},
+    },
+    "datastore-delete": {
+        "summary": "documents out of a datastore",
+        "value": {
+            "kind": "datastore-delete",
+            "request": {"datastore": "library", "documents": ["0123456789abcdef0123456789abcdef"]},
+        },
+    },
+    "datastore-compact": {
+        "summary": "a datastore without what was deleted",
+        "value": {"kind": "datastore-compact", "request": {"datastore": "library"}},
+    },
+    "evaluate": {
+        "summary": "a datastore, queries and a language model to an evaluation",
+        "value": {
+            "kind": "evaluate",
+            "request": {"datastore": "library", "queries": "questions.jsonl", "model": "models/lm"},
+        },
+    },
+    "scale": {
+        "summary": "the same against the size of the datastore",
+        "value": {
+            "kind": "scale",
+            "request": {"datastore": "library", "queries": "questions.jsonl", "metrics": ["recall"]},
         },
     },
     "pilot": {

@@ -7,34 +7,27 @@ from typing import Annotated, Any, cast
 
 import msgspec
 import pyarrow as pa
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
-from mixwright import __version__
 from mixwright.jobs.pages import Page
-from mixwright.schemas.catalog import ArtifactSummary, Lineage, MixtureDetail, PlotLinks
+from mixwright.schemas.catalog import ArtifactSummary, Lineage, MixtureDetail
 from mixwright.schemas.manifests import MixtureManifest
 from mixwright.schemas.references import ReferenceText
 from mixwright.selectors.streams import ROW_SCHEMA, TOKEN_FIELDS, Tokenization
 from mixwright.service.caching import cache_headers, not_modified
 from mixwright.service.mixture_page import report_of
-from mixwright.service.plots.drawing import MEDIA_TYPES, Theme
-from mixwright.service.plots.registry import cached_plot, plot_file, plots_of
 from mixwright.service.problems import problem_responses
 from mixwright.service.queries import Cursor, Limit, Ref, Text
 from mixwright.service.routes.artifacts import add_manifest
+from mixwright.service.routes.plots import add_plots
 from mixwright.service.rows import ARROW, NDJSON, encode, negotiate, streamed
 from mixwright.service.state import ServicesDep
 
 router = APIRouter(tags=["mixtures"])
 
 _BATCH_ROWS = 256
-_INERT = {
-    # An SVG that is opened by itself is a document: it may have its own styles and nothing else.
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-}
 
 
 @router.get("/v1/mixtures", name="list_mixtures", summary="List mixtures")
@@ -92,58 +85,7 @@ def mixture_report(request: Request, ref: Ref, manifest: ExistingMixture) -> Res
     return not_modified(request, headers) or Response(content, headers=headers, media_type="application/json")
 
 
-@router.get(
-    "/v1/mixtures/{ref}/plots",
-    name="list_mixture_plots",
-    summary="Plots of a mixture",
-    responses=problem_responses(404),
-)
-def mixture_plots(manifest: ExistingMixture) -> Page[PlotLinks]:
-    """Which plots there are and where; none for a selector that draws none."""
-    base = f"/v1/mixtures/{manifest.ref}/plots"
-    links = [
-        PlotLinks(
-            name=plot.name,
-            title=plot.title,
-            caption=plot.caption,
-            svg=f"{base}/{plot.name}.svg",
-            png=f"{base}/{plot.name}.png",
-        )
-        for plot in plots_of(manifest)
-    ]
-    return Page(items=links, next_cursor=None)
-
-
-@router.get(
-    "/v1/mixtures/{ref}/plots/{plot}",
-    name="get_mixture_plot",
-    summary="A plot of a mixture",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "the plot",
-            "content": {media_type: {"schema": {"type": "string"}} for media_type in MEDIA_TYPES.values()},
-        },
-        304: {"description": "not changed"},
-        **problem_responses(404),
-    },
-)
-def mixture_plot(
-    request: Request,
-    services: ServicesDep,
-    ref: Ref,
-    plot: Annotated[str, Path(description="name and format", examples=["degradation.svg", "map.png"])],
-    manifest: ExistingMixture,
-    theme: Annotated[Theme, Query(description="colours for a light or a dark page")] = "light",
-) -> Response:
-    """The plot, drawn at the first request and kept. The suffix says the format, `.svg` or `.png`."""
-    found, format = plot_file(manifest, plot)
-    headers = {**cache_headers(ref, manifest.fingerprint, plot, theme, __version__), **_INERT}
-    unchanged = not_modified(request, headers)
-    if unchanged is not None:
-        return unchanged
-    content = cached_plot(services.store, manifest, found, format, theme)
-    return Response(content, headers=headers, media_type=MEDIA_TYPES[format])
+add_plots(router, "/v1/mixtures", "mixture", "for a selector that draws none")
 
 
 @dataclass(frozen=True)

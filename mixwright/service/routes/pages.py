@@ -5,8 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response
 
+from mixwright.service import evaluation_page
 from mixwright.service.html import render
 from mixwright.service.mixture_page import served_page
+from mixwright.service.routes.evaluations import ExistingEvaluation
 from mixwright.service.routes.mixtures import ExistingMixture
 from mixwright.service.state import ServicesDep
 
@@ -26,11 +28,12 @@ _HEADERS = {
 
 @router.get("/", name="home", response_class=HTMLResponse)
 def home(request: Request, services: ServicesDep) -> Response:
-    """Corpora, mixtures and jobs at a glance."""
+    """Corpora, mixtures, evaluations and jobs at a glance."""
     jobs = services.board.page(_SHOWN)
     context = {
         "corpora": services.catalog.page("corpus", _SHOWN),
         "mixtures": services.catalog.page("mixture", _SHOWN),
+        "evaluations": services.catalog.page("evaluation", _SHOWN),
         "jobs": jobs,
         "busy": any(not job.is_final for job in jobs.items),
         "base": str(request.base_url).rstrip("/"),
@@ -42,3 +45,9 @@ def home(request: Request, services: ServicesDep) -> Response:
 def mixture(manifest: ExistingMixture) -> Response:
     """One mixture and its report."""
     return HTMLResponse(served_page(manifest), headers=_HEADERS)
+
+
+@router.get("/evaluations/{ref}", name="evaluation", response_class=HTMLResponse)
+def evaluation(manifest: ExistingEvaluation) -> Response:
+    """One evaluation of a datastore."""
+    return HTMLResponse(evaluation_page.served_page(manifest), headers=_HEADERS)
