@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import sys
@@ -91,6 +92,16 @@ def test_datastores_are_listed_and_described(client: TestClient, store: Store, d
     assert "nothing" in problem(client.get("/v1/datastores/nothing"), 404)
     assert "qa@7" in problem(client.get("/v1/datastores/qa@7"), 404)
     assert "wiki" in problem(client.get("/v1/datastores/wiki"), 404)
+
+
+def test_the_home_page_lists_them_with_a_search_to_copy(client: TestClient, datastore: Datastore) -> None:
+    page = client.get("/").text
+    assert '<a href="/v1/datastores/qa@1">qa@1</a>' in page
+    assert f'<td class="number">{datastore.manifest.n_tokens:,}</td>' in page
+    command = html.unescape(page[page.index("curl &#39;http") :])
+    assert "/v1/datastores/" in command
+    body = command[command.index("{") : command.index("}") + 1]
+    assert client.post("/v1/datastores/qa/search", content=body).status_code == 200
 
 
 def test_passages_are_read_in_pages(client: TestClient, datastore: Datastore) -> None:

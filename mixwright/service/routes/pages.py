@@ -28,11 +28,12 @@ _HEADERS = {
 
 @router.get("/", name="home", response_class=HTMLResponse)
 def home(request: Request, services: ServicesDep) -> Response:
-    """Corpora, mixtures, evaluations and jobs at a glance."""
+    """Corpora, mixtures, datastores, evaluations and jobs at a glance."""
     jobs = services.board.page(_SHOWN)
     context = {
         "corpora": services.catalog.page("corpus", _SHOWN),
         "mixtures": services.catalog.page("mixture", _SHOWN),
+        "datastores": services.catalog.page("datastore", _SHOWN),
         "evaluations": services.catalog.page("evaluation", _SHOWN),
         "jobs": jobs,
         "busy": any(not job.is_final for job in jobs.items),
