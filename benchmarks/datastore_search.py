@@ -1,11 +1,11 @@
 """Search through REST against the bare FAISS call, in one run on the same vectors.
 
-    python benchmarks/datastore_search.py [--passages 100000] [--dim 384] [--batch 64] [--k 10] [--repeats 15]
+    python benchmarks/datastore_search.py [--passages 200000] [--dim 384] [--batch 64] [--k 10] [--repeats 15]
 
-Builds a datastore of generated passages with a flat index, serves it on loopback, and asks for the same batches of
-queries: as vectors by REST, as texts by REST, from ``Datastore.search`` in this process, and from FAISS alone. A
-figure is the median of the repeats in milliseconds a batch, with the least and the greatest in brackets; a ratio
-is that of the medians. The encoder hashes words, so that texts cost next to nothing to embed.
+Builds a datastore of generated passages with a flat index, serves it on loopback in a process of its own, and asks
+for the same batches of queries: as vectors by REST, as texts by REST, from ``Datastore.search`` in this process,
+and from FAISS alone. A figure is the median of the repeats in milliseconds a batch, with the least and the most
+in brackets; a ratio is that of the medians. The encoder hashes words: texts cost next to nothing to embed.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
-import uvicorn
 
-from mixwright.config import Settings
 from mixwright.indexes.datastores.datastore import Datastore
 from mixwright.indexes.datastores.shards import INDEXES_FOLDER
 from mixwright.indexes.faiss_import import import_faiss
@@ -32,7 +33,6 @@ from mixwright.jobs.ingest import run_ingest
 from mixwright.progress import NoProgress
 from mixwright.schemas.datastores import DatastoreRequest, SearchRequest
 from mixwright.schemas.requests import IngestRequest
-from mixwright.service.app import create_app
 from mixwright.store import Store
 
 WORDS = 24
@@ -56,14 +56,24 @@ def make_store(home: Path, passages: int, dim: int) -> Store:
     return store
 
 
-def serve(home: Path) -> tuple[uvicorn.Server, int]:
-    """The service of that home on a free port of loopback."""
-    config = uvicorn.Config(create_app(Settings(home=home), run_worker=False), port=0, log_level="warning")
-    server = uvicorn.Server(config)
-    threading.Thread(target=server.run, daemon=True).start()
-    while not server.started:
-        time.sleep(0.05)
-    return server, server.servers[0].sockets[0].getsockname()[1]
+@contextmanager
+def service(home: Path) -> Iterator[int]:
+    """The service of that home in a process of its own, on a free port of loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    command = [sys.executable, "-m", "mixwright", "serve", "--home", str(home), "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        while process.poll() is None:
+            with suppress(ConnectionError):
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            time.sleep(0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def timed(what: Callable[[int], object], repeats: int) -> list[float]:
@@ -79,13 +89,13 @@ def timed(what: Callable[[int], object], repeats: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--passages", type=int, default=100_000)
+    parser.add_argument("--passages", type=int, default=200_000)
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--k", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=15)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as services:
         home = Path(folder) / "home"
         store = make_store(home, asked.passages, asked.dim)
         datastore = Datastore.open(store, "bench")
@@ -95,7 +105,7 @@ def main() -> None:
         drawn = rng.zipf(1.3, size=(asked.repeats, asked.batch, WORDS // 2)) % VOCABULARY
         texts = [[" ".join(f"w{word}" for word in words) for words in batch] for batch in drawn]
         vectors = [datastore.encoder.encode(batch)[0] for batch in texts]
-        server, port = serve(home)
+        port = services.enter_context(service(home))
         connection = http.client.HTTPConnection("127.0.0.1", port)
 
         def ask(body: bytes) -> None:
@@ -123,7 +133,6 @@ def main() -> None:
         for name, each in times.items():
             middle = statistics.median(each)
             print(f"{name:26} {middle:8.1f} ms [{min(each):.1f}, {max(each):.1f}]  {middle / bare:.2f} x FAISS")
-        server.should_exit = True
 
 
 if __name__ == "__main__":

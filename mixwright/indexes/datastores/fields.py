@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,21 +14,19 @@ Reader = Callable[[int], Any]
 
 
 class PieceFields:
-    """The fields of the rows of one piece, a table of one chunk; the columns are set up when first read."""
+    """The fields of the rows of one piece, a table of one chunk; columns are set up when first read."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
-        self._readers: dict[str, Reader] = {}
+        self._readers: dict[tuple[str, ...], list[tuple[str, Reader]]] = {}
 
-    def row(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
+    def row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
         """The values of a row, by column."""
-        return {column: self._reader(column)(row) for column in columns}
-
-    def _reader(self, column: str) -> Reader:
-        found = self._readers.get(column)
-        if found is None:
-            found = self._readers[column] = _reader_of(self._table[column].chunk(0))
-        return found
+        readers = self._readers.get(columns)
+        if readers is None:
+            readers = [(column, _reader_of(self._table[column].chunk(0))) for column in columns]
+            self._readers[columns] = readers
+        return {column: read(row) for column, read in readers}
 
 
 def _reader_of(array: Any) -> Reader:

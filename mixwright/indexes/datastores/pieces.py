@@ -84,7 +84,7 @@ class Pieces:
             return _plain(_PIECE_SCHEMA.empty_table().select(names))
         return take_rows(self.offsets, rows, lambda piece: self._table(piece).select(names), _plain)
 
-    def fields(self, rows: Int64Array, columns: Sequence[str]) -> list[dict[str, Any]]:
+    def fields(self, rows: Int64Array, columns: tuple[str, ...]) -> list[dict[str, Any]]:
         """The values (m,) of some columns for a few rows (m,), in that order: faster than ``take`` for those."""
         numbers = np.searchsorted(self.offsets, rows, side="right") - 1
         local = (rows - self.offsets[numbers]).tolist()
