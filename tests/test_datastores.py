@@ -442,6 +442,12 @@ def test_decontamination_is_of_every_query_or_of_one(texts_store: Datastore) -> 
     own = found(decontaminate=[[queries[0]], [], [queries[2], "nobody wrote this"]])
     assert [query in line for query, line in zip(queries, own, strict=True)] == [False, True, False]
     assert all(len(line) == 5 for line in [*everywhere, *own])
+    themselves = found(decontaminate=True)
+    assert themselves == found(decontaminate=[[query] for query in queries])
+    assert not any(query in line for query, line in zip(queries, themselves, strict=True))
+    assert found(decontaminate=False) == found(decontaminate=[])
+    with pytest.raises(ValidationError, match="needs the texts of the queries"):
+        SearchRequest(vectors=[[0.0] * 64], decontaminate=True)
     assert found(decontaminate=[]) == [{hit.text for hit in line} for line in plain]
     # Half a passage is too little for 0.8 of its n-grams, unless less is asked for.
     half = " ".join([*queries[0].split()[4:], *RETRIEVAL_WORDS[:12]])

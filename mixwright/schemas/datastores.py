@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from mixwright.schemas.defaults import DEFAULT_ENCODER
 from mixwright.schemas.references import ReferenceText
@@ -128,9 +128,10 @@ class SearchOptions(_Model):
     )
     seed: int = Field(default=0, ge=0, le=(1 << 63) - 1, description="of the subsample")
     dedup: bool = Field(default=False, description="of each near-duplicate cluster only the best hit")
-    decontaminate: list[str] | list[list[str]] | None = Field(
+    decontaminate: StrictBool | list[str] | list[list[str]] | None = Field(
         default=None,
-        description="no hit may contain one of these texts; lists of texts: one list for each query",
+        description="no hit may contain one of these texts; lists of texts: one list for each query; true: the "
+        "query itself",
     )
     ngram: int = Field(default=13, ge=1, le=100, description="decontaminate: words of an n-gram")
     containment: Probability = Field(
@@ -169,8 +170,11 @@ class SearchRequest(SearchOptions):
             raise ValueError("give either queries, which are texts, or vectors")
         if self.vectors is not None and (self.mode != "dense" or self.rerank):
             raise ValueError("vectors have no words: use mode dense without rerank, or give queries")
-        per_query = self.decontaminate is not None and any(isinstance(each, list) for each in self.decontaminate)
-        if per_query and len(self.decontaminate or []) != len(self.queries or self.vectors or []):
+        if self.decontaminate is True and self.queries is None:
+            raise ValueError("decontaminate true needs the texts of the queries: give queries, or texts to avoid")
+        lists = self.decontaminate if isinstance(self.decontaminate, list) else []
+        per_query = any(isinstance(each, list) for each in lists)
+        if per_query and len(lists) != len(self.queries or self.vectors or []):
             raise ValueError("decontaminate has another number of lists than there are queries")
         return self
 

@@ -212,6 +212,9 @@ class Datastore:
             raise ConfigError(
                 "rerank: there is no cross-encoder: name one by --reranker or MIXWRIGHT_RERANKER, or leave it out"
             )
+        if options.decontaminate is True:
+            own = [[text] for text in queries.texts or []]
+            options = options.model_copy(update={"decontaminate": own})
         wanted = max(options.k, options.rerank)
         n_queries = len(queries.texts if queries.texts is not None else self._vectors(queries))
         hits, n_shards = missing_hits(n_queries, wanted), len(self._shards)
@@ -318,7 +321,7 @@ class Datastore:
         """(q, k): which of the candidates contain a text that they must not."""
         found = np.zeros(ids.shape, dtype=np.bool_)
         for line, number in enumerate(lines):
-            texts = options.decontaminate or []
+            texts = options.decontaminate if isinstance(options.decontaminate, list) else []
             own = texts[number] if isinstance(texts[0], list) else texts
             places = np.flatnonzero(candidates[line])
             passages = self.pieces.take(ids[line, places], ["text"])["text"].to_pylist()
