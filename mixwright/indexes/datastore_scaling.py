@@ -25,7 +25,6 @@ Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
 PROBABILITIES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
-SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ class Shard:
         self._manifest = manifest
         self._pieces = Pieces(directory, manifest.pieces, manifest.dim)
         self._clusters = open_rows(directory / CLUSTERS_FILE, manifest.n_rows)[shard.start : shard.stop]
-        self._alive = alive_rows(directory, manifest)[shard.start : shard.stop]
+        self._alive = alive_rows(directory, manifest, shard.start, shard.stop)
         self._bm25 = Bm25Shard.open(directory / BM25_FOLDER / shard.name)
         index = read_shard_index(directory / INDEXES_FOLDER / f"{shard.name}.faiss", len(self), manifest.dim)
         self._index = shard_index(index, self._pieces, shard)
@@ -294,11 +294,14 @@ def open_rows(path: Path, n_rows: int) -> UInt64Array:
     return values
 
 
-def alive_rows(directory: Path, manifest: DatastoreManifest) -> BoolArray:
-    """(n,): which rows are not deleted."""
-    alive = np.ones(manifest.n_rows, dtype=np.bool_)
+def alive_rows(directory: Path, manifest: DatastoreManifest, start: int = 0, stop: int | None = None) -> BoolArray:
+    """(stop - start,): which of the rows ``start … stop - 1`` are not deleted; default: of all rows."""
+    stop = manifest.n_rows if stop is None else stop
+    alive = np.ones(stop - start, dtype=np.bool_)
     if manifest.n_deleted:
-        alive[open_rows(directory / DELETED_FILE, manifest.n_deleted).astype(np.int64)] = False
+        deleted = open_rows(directory / DELETED_FILE, manifest.n_deleted)
+        first, last = np.searchsorted(deleted, np.array([start, stop], dtype=np.uint64))
+        alive[deleted[first:last].astype(np.int64) - start] = False
     return alive
 
 

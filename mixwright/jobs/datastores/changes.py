@@ -8,6 +8,7 @@ version can be searched while a new one is made, and removed afterwards.
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import wraps
@@ -44,7 +45,6 @@ from mixwright.jobs.datastores.build import inputs_of, metadata_fields_of, open_
 from mixwright.jobs.datastores.contents import (
     Contents,
     Counts,
-    add_counts,
     index_contents,
     keep_indexes,
     published_pieces,
@@ -323,8 +323,7 @@ def _with_added(
         rows, vectors, request.near_duplicates, TunedIndexes(merged, settings), progress
     )
     files = [*kept, *added.files, *bm25, *indexes, staging.entry(CLUSTERS_FILE, sum(rows.lengths))]
-    sources = dict(base.sources)
-    add_counts(sources, added.counts.sources)
+    sources = dict(Counter(base.sources) + Counter(added.counts.sources))
     return base.model_copy(
         update={
             "fingerprint": change.identity,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,16 +60,16 @@ class Counts:
         """The sums over pieces; raises DataError if no passage is among them."""
         if not sum(mark.n_passages for mark in marks):
             raise DataError("the corpora have no documents to retrieve from: ingest some")
-        sources: dict[str, int] = {}
+        sources: Counter[str] = Counter()
         for mark in marks:
-            add_counts(sources, mark.sources)
+            sources.update(mark.sources)
         return cls(
             [mark.n_passages for mark in marks],
             sum(mark.n_documents for mark in marks),
             sum(mark.n_tokens for mark in marks),
             marks[0].max_tokens,
             marks[0].dim,
-            sources,
+            dict(sources),
         )
 
 
@@ -200,12 +201,6 @@ def keep_trained(staging: Staging, trained: Path) -> FileEntry:
 def published_pieces(files: Sequence[FileEntry], kind: str) -> list[FileEntry]:
     """The files of the pieces that are published."""
     return [each for each in files if kind != "flat" or not each.path.startswith(f"{VECTORS_FOLDER}/")]
-
-
-def add_counts(counts: dict[str, int], more: dict[str, int]) -> None:
-    """Add numbers by name to others."""
-    for name, n in more.items():
-        counts[name] = counts.get(name, 0) + n
 
 
 @contextmanager
