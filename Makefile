@@ -17,7 +17,8 @@ demo: $(VENV)/.installed
 	$(BIN)/mixwright demo $(DEMO)
 
 test: $(VENV)/.installed-check
-	$(BIN)/python -m pytest
+	# A file's tests stay in one process: they share what they set up.
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: lint test
 
