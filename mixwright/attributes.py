@@ -39,12 +39,15 @@ class Attributes:
     def newest(cls, store: Store, corpus: Corpus, columns: Sequence[str]) -> dict[str, Attributes]:
         """Where each of these columns is: the newest attributes of the corpus that have it, if any do."""
         found: dict[str, Attributes] = {}
-        manifests = [each for each in store.manifests("attributes") if isinstance(each, AttributesManifest)]
-        for manifest in sorted(manifests, key=lambda each: each.created_at):
-            if _corpus(manifest) == corpus.manifest.fingerprint and manifest.n_rows == len(corpus):
-                here = cls(manifest, store.directory(manifest))
-                found |= {each.name: here for each in manifest.columns if each.name in columns}
+        for manifest in _manifests_of(store, corpus):
+            here = cls(manifest, store.directory(manifest))
+            found |= {each.name: here for each in manifest.columns if each.name in columns}
         return found
+
+    @classmethod
+    def names(cls, store: Store, corpus: Corpus) -> list[str]:
+        """The names of all columns that jobs made of the corpus, sorted."""
+        return sorted({each.name for manifest in _manifests_of(store, corpus) for each in manifest.columns})
 
     def check_aligned(self, corpus: Corpus) -> None:
         """Raise AlignmentError unless row i of these columns is row i of ``corpus``."""
@@ -61,6 +64,18 @@ class Attributes:
     def scan(self) -> pl.LazyFrame:
         """All rows in row order, lazily."""
         return pl.scan_parquet([self.directory / entry.path for entry in self.manifest.shards])
+
+
+def _manifests_of(store: Store, corpus: Corpus) -> list[AttributesManifest]:
+    """The manifests of the attributes of a corpus, oldest first."""
+    found = [
+        each
+        for each in store.manifests("attributes")
+        if isinstance(each, AttributesManifest)
+        and _corpus(each) == corpus.manifest.fingerprint
+        and each.n_rows == len(corpus)
+    ]
+    return sorted(found, key=lambda each: each.created_at)
 
 
 def _corpus(manifest: AttributesManifest) -> str | None:

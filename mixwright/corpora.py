@@ -8,9 +8,11 @@ copy loses nothing.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,8 @@ class Corpus:
         self.directory = directory
         self._cache = cache / "rows"
         self._tables: dict[int, pa.Table] = {}
+        self._selected: dict[tuple[int, tuple[str, ...]], pa.Table] = {}
+        self._ends: dict[tuple[int, str], Int64Array] = {}
 
     @classmethod
     def open(cls, store: Store, reference: str) -> Corpus:
@@ -84,20 +88,48 @@ class Corpus:
         stop = min(offset + max(length, 0), len(self))
         return self.take(np.arange(min(offset, stop), stop, dtype=np.int64))
 
-    def take(self, rows: Int64Array) -> pa.Table:
-        """The rows of the given numbers, in the given order, repeats allowed.
+    def take(self, rows: Int64Array, columns: Sequence[str] | None = None) -> pa.Table:
+        """The rows of the given numbers, in the given order, repeats allowed; all columns or only the named ones.
 
         ``rows`` is (n,) with values in [0, len(self)); raises DataError outside of it.
         """
         if len(rows) == 0:
-            return pa.Table.from_batches([], self._schema)
-        if rows.min() < 0 or rows.max() >= len(self):
+            empty = pa.Table.from_batches([], self._schema)
+            return empty if columns is None else empty.select(columns)
+        self._check(rows)
+        if columns is None:
+            return take_rows(self._offsets, rows, self._table)
+        return take_rows(self._offsets, rows, lambda shard: self._columns_of(shard, tuple(columns)))
+
+    def text_bytes(self, rows: Int64Array, columns: Sequence[str] = ("text",)) -> Int64Array:
+        """Bytes of UTF-8 in these columns together of the given rows (n,): no text is read for it."""
+        self._check(rows)
+        sizes = np.zeros(len(rows), dtype=np.int64)
+        for shard, places, local in _by_table(self._offsets, rows):
+            for column in columns:
+                ends = self._ends_of(shard, column)
+                sizes[places] += ends[local + 1] - ends[local]
+        return sizes
+
+    def _check(self, rows: Int64Array) -> None:
+        if len(rows) and (rows.min() < 0 or rows.max() >= len(self)):
             raise DataError(f"row {int(rows.max())} of {self.manifest.ref}: it has {len(self)} rows")
-        return take_rows(self._offsets, rows, self._table)
 
     @cached_property
     def _schema(self) -> pa.Schema:
         return pq.read_schema(self.shards[0])
+
+    def _columns_of(self, shard: int, columns: tuple[str, ...]) -> pa.Table:
+        if (shard, columns) not in self._selected:
+            self._selected[shard, columns] = self._table(shard).select(columns)
+        return self._selected[shard, columns]
+
+    def _ends_of(self, shard: int, column: str) -> Int64Array:
+        """Where each value of a large_string column of a shard ends, behind a 0; mapped like the values."""
+        if (shard, column) not in self._ends:
+            (chunk,) = self._table(shard)[column].chunks
+            self._ends[shard, column] = np.frombuffer(chunk.buffers()[1], dtype=np.int64)[chunk.offset :]
+        return self._ends[shard, column]
 
     def _table(self, shard: int) -> pa.Table:
         """A shard as one memory-mapped Arrow batch."""
@@ -105,9 +137,11 @@ class Corpus:
             # By the shard's checksum: two corpora of one fingerprint may be cut into different shards.
             path = self._cache / f"{self.manifest.shards[shard].sha256}.arrow"
             if not path.exists():
-                _write_arrow(pq.read_table(self.shards[shard]), path)
+                with _alone(path):
+                    if not path.exists():
+                        _write_arrow(pq.read_table(self.shards[shard]), path)
             # Kept open for the life of this object; a mapped file costs address space, not memory.
-            self._tables[shard] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            self._tables[shard] = pa.ipc.open_file(pa.memory_map(str(path))).read_all().combine_chunks()
         return self._tables[shard]
 
 
@@ -158,15 +192,22 @@ def take_rows(
     ``offsets`` (tables + 1,) are the row numbers at which the tables start; ``finish`` is done to what was taken
     of each table, before the parts are joined.
     """
-    table_number = np.searchsorted(offsets, rows, side="right") - 1
-    order = np.argsort(table_number, kind="stable")
-    parts = []
-    for number in np.unique(table_number):
-        local = rows[order[table_number[order] == number]] - offsets[number]
-        parts.append(finish(table_of(int(number)).take(pa.array(local))))
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order))
-    return parts[0].take(pa.array(inverse)) if len(parts) == 1 else _concat(parts).take(pa.array(inverse))
+    parts, order = [], []
+    for number, places, local in _by_table(offsets, rows):
+        parts.append(finish(table_of(number).take(pa.array(local))))
+        order.append(places)
+    if len(parts) == 1:
+        return parts[0]
+    return _concat(parts).take(pa.array(np.argsort(np.concatenate(order))))
+
+
+def _by_table(offsets: Int64Array, rows: Int64Array) -> Iterator[tuple[int, Int64Array, Int64Array]]:
+    """Each table that has some of the rows (m,): which of them, in their order, and their numbers inside it."""
+    number_of = np.searchsorted(offsets, rows, side="right") - 1
+    order = np.argsort(number_of, kind="stable")
+    numbers, begins = np.unique(number_of[order], return_index=True)
+    for number, places in zip(numbers.tolist(), np.split(order, begins[1:]), strict=True):
+        yield number, places, rows[places] - offsets[number]
 
 
 def _concat(tables: list[pa.Table]) -> pa.Table:
@@ -174,9 +215,22 @@ def _concat(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _write_arrow(table: Any, path: Path) -> None:
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other thread or process makes this file: each copy of a shard takes its memory and time."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _write_arrow(table: Any, path: Path) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    temporary.rename(path)
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -9,7 +9,9 @@
     ├── ShortfallError            409  the data cannot fill the budget
     ├── NotFoundError             404  no artifact or job of that name
     ├── ConflictError             409  the name is taken by something else, or somebody else is at work on it
+    │   └── BusyError             409  somebody else is building the same artifact: it will be there soon
     ├── AuthError                 401  no valid API key (403: the key lacks the scope)
+    ├── ForbiddenError            403  a request names a file, URL or model that the service may not read
     ├── UnavailableError          503  a part that has to answer does not, for now
     ├── ConvergenceError          500  an iterative method did not converge
     └── MissingExtraError         501  an optional dependency is not installed
@@ -30,15 +32,20 @@ class MixwrightError(Exception):
     status: int = 500
     title: ClassVar[str] = "mixwright error"
 
+    @classmethod
+    def urn(cls) -> str:
+        """The ``type`` of the problem documents of this kind of error."""
+        slug = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__.removesuffix("Error")).lower()
+        return f"urn:mixwright:error:{slug}"
+
     def extras(self) -> dict[str, Any]:
         """Machine-readable members of the problem document beside type, title, status and detail."""
         return {}
 
     def problem(self) -> dict[str, Any]:
         """The error as an RFC 9457 problem document."""
-        slug = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(self).__name__.removesuffix("Error")).lower()
         return {
-            "type": f"urn:mixwright:error:{slug}",
+            "type": self.urn(),
             "title": self.title,
             "status": self.status,
             "detail": str(self),
@@ -99,6 +106,10 @@ class ConflictError(MixwrightError):
     title = "Conflict"
 
 
+class BusyError(ConflictError):
+    """Somebody else is building the same artifact: wait for it, and ask again."""
+
+
 class AuthError(MixwrightError):
     """No valid API key (401), or a key without the needed scope (403)."""
 
@@ -108,6 +119,13 @@ class AuthError(MixwrightError):
     def __init__(self, message: str, *, status: int = 401) -> None:
         super().__init__(message)
         self.status = status
+
+
+class ForbiddenError(MixwrightError):
+    """A request from outside names a file, a URL or a model that the service's settings do not let it read."""
+
+    status = 403
+    title = "Not allowed"
 
 
 class UnavailableError(MixwrightError):

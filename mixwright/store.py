@@ -1,5 +1,7 @@
 """The artifact store: immutable ``name@version`` folders, each with one manifest.
 
+This is the store of one home folder; ``remote.store`` keeps artifacts in a bucket, and reads as this one does.
+
 An artifact is written into a staging folder and published by one rename, so that a reader sees all of it or
 nothing, and a process killed at any moment leaves at most a staging folder behind::
 
@@ -19,16 +21,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import ValidationError
 
-from mixwright.errors import ConflictError, DataError, NotFoundError
+from mixwright.errors import BusyError, ConflictError, DataError, NotFoundError, UnavailableError
 from mixwright.fingerprint import file_sha256
 from mixwright.schemas.manifests import MANIFEST_ADAPTER, AnyManifest, FileEntry, Manifest
 from mixwright.schemas.references import KINDS, Kind, Reference, parse_reference
 
-_FOLDERS: dict[Kind, str] = {
+FOLDERS: dict[Kind, str] = {
     "corpus": "corpora",
     "attributes": "attributes",
     "embeddings": "embeddings",
@@ -63,11 +65,28 @@ class Store:
     def __init__(self, home: Path) -> None:
         self.home = home
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Sent to another process, whose working directory is another one.
+        return type(self), (self.home.resolve(),)
+
+    def check(self) -> None:
+        """Raise UnavailableError where the artifacts cannot be listed."""
+        try:
+            os.scandir(self.home).close()
+        except OSError as error:
+            raise UnavailableError(
+                f"the home folder {self.home} cannot be read ({error.strerror}): check the folder and its owner"
+            ) from error
+
     # Reading
 
     def directory(self, manifest: Manifest) -> Path:
-        """The folder of a published artifact."""
+        """The folder of a published artifact, with all its files in it."""
         return self._name_folder(manifest.kind, manifest.name) / str(manifest.version)
+
+    def open(self, manifest: Manifest, path: str) -> BinaryIO:
+        """One file of a published artifact, for who needs a part of it only; raises OSError."""
+        return (self.directory(manifest) / path).open("rb")
 
     def manifest(self, reference: str | Reference, kind: Kind | None = None) -> AnyManifest:
         """The manifest that a reference names: the newest version where it names none.
@@ -88,16 +107,13 @@ class Store:
 
     def manifests(self, kind: Kind | None = None) -> Iterator[AnyManifest]:
         """Every published manifest, by kind, name and version."""
-        for reference in self.references(kind):
-            yield self.manifest(reference)
+        for each, name, version in self._published(kind):
+            yield self._read(each, name, version)
 
     def references(self, kind: Kind | None = None) -> Iterator[Reference]:
         """The references (with kind and version) of everything published, by kind, name and version."""
-        for each in [kind] if kind else KINDS:
-            root = self.home / _FOLDERS[each]
-            for name in sorted(path.name for path in root.glob("*") if path.is_dir()):
-                for version in self.versions(each, name):
-                    yield Reference(name, version, each)
+        for each, name, version in self._published(kind):
+            yield Reference(name, version, each)
 
     def versions(self, kind: Kind, name: str) -> list[int]:
         """The published versions of a name, oldest first."""
@@ -131,7 +147,7 @@ class Store:
         """Lock and open the staging folder of an artifact.
 
         With ``resume`` what an earlier, interrupted run left there is kept, else it is removed. The folder is
-        removed on success (``publish`` renames it) and, without ``resume``, on failure. Raises ConflictError
+        removed on success (``publish`` renames it) and, without ``resume``, on failure. Raises BusyError
         if another process is building the same artifact.
         """
         root = self.home / "staging"
@@ -160,8 +176,8 @@ class Store:
             taken = self.versions(staging.kind, staging.reference.name)
             version = staging.reference.version or (taken[-1] + 1 if taken else 1)
             manifest = draft.model_copy(update={"version": version})
-            (staging.path / MANIFEST_NAME).write_bytes(manifest.model_dump_json(indent=2).encode() + b"\n")
-            _sync_tree(staging.path)
+            (staging.path / MANIFEST_NAME).write_bytes(manifest_json(manifest))
+            sync_tree(staging.path)
             for name in scratch:
                 shutil.rmtree(staging.path / name, ignore_errors=True)
             try:
@@ -170,12 +186,9 @@ class Store:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
                 if staging.reference.version is not None:
-                    raise ConflictError(
-                        f"{staging.kind} {staging.reference} was published by another process meanwhile: "
-                        "leave the version out to publish the next one"
-                    ) from error
+                    raise published_meanwhile(staging) from error
                 continue
-            _sync_folder(folder)
+            sync_folder(folder)
             return manifest
 
     def collect_garbage(self) -> int:
@@ -195,26 +208,51 @@ class Store:
     # Details
 
     def _name_folder(self, kind: Kind, name: str) -> Path:
-        return self.home / _FOLDERS[kind] / name
+        return self.home / FOLDERS[kind] / name
+
+    def _published(self, kind: Kind | None) -> Iterator[tuple[Kind, str, int]]:
+        for each in [kind] if kind else KINDS:
+            for name in self._names(each):
+                for version in self.versions(each, name):
+                    yield each, name, version
+
+    def _names(self, kind: Kind) -> list[str]:
+        """The names under which something of this kind may be published, sorted."""
+        return sorted(path.name for path in (self.home / FOLDERS[kind]).glob("*") if path.is_dir())
+
+    def _manifest_json(self, kind: Kind, name: str, version: int) -> bytes:
+        """The stored manifest; raises FileNotFoundError."""
+        return (self._name_folder(kind, name) / str(version) / MANIFEST_NAME).read_bytes()
 
     def _read(self, kind: Kind, name: str, version: int) -> AnyManifest:
-        path = self._name_folder(kind, name) / str(version) / MANIFEST_NAME
         try:
-            return MANIFEST_ADAPTER.validate_json(path.read_bytes())
+            return MANIFEST_ADAPTER.validate_json(self._manifest_json(kind, name, version))
         except FileNotFoundError as error:
             raise NotFoundError(f"{kind} {name}@{version} does not exist") from error
         except ValidationError as error:
             raise DataError(
                 f"the manifest of {kind} {name}@{version} is damaged or of another mixwright version "
-                f"({error.errors()[0]['msg']}): restore it or remove the folder"
+                f"({error.errors()[0]['msg']}): restore it or remove the artifact"
             ) from error
 
     def _not_found(self, wanted: Reference, kinds: tuple[Kind, ...]) -> str:
         what = kinds[0] if len(kinds) == 1 else "artifact"
-        folders = [path for each in kinds for path in (self.home / _FOLDERS[each]).glob("*")]
-        names = sorted({path.name for path in folders if path.is_dir()})
+        names = sorted({name for each in kinds for name in self._names(each)})
         known = f"there are {', '.join(names[:10])}{' …' if len(names) > 10 else ''}" if names else "there is none"
         return f"no {what} {wanted}: {known}"
+
+
+def manifest_json(manifest: Manifest) -> bytes:
+    """A manifest as it is stored."""
+    return manifest.model_dump_json(indent=2).encode() + b"\n"
+
+
+def published_meanwhile(staging: Staging) -> ConflictError:
+    """What to raise where the version that was asked for is taken."""
+    return ConflictError(
+        f"{staging.kind} {staging.reference} was published by another process meanwhile: leave the version out to "
+        "publish the next one"
+    )
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -245,21 +283,23 @@ def _locked(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConflictError(f"another process is working on {what}: wait for it or stop it") from error
+            raise BusyError(f"another process is working on {what}: wait for it or stop it") from error
         yield
 
 
-def _sync_tree(root: Path) -> None:
+def sync_tree(root: Path) -> None:
+    """Have the disk hold a folder with all that is in it."""
     for path in sorted(root.rglob("*")):
         if path.is_dir():
-            _sync_folder(path)
+            sync_folder(path)
         else:
             with path.open("rb") as handle:
                 os.fsync(handle.fileno())
-    _sync_folder(root)
+    sync_folder(root)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Have the disk hold the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +30,10 @@ from mixwright.schemas.references import Reference
 from mixwright.store import Store
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from fastapi.routing import APIRoute
+    from starlette.types import ASGIApp
+
     from mixwright.jobs.marked_shards import Workers
     from mixwright.progress import Progress
 
@@ -210,6 +216,86 @@ class KillableJobs:
         self._server.communicate()
 
 
+@contextmanager
+def served(app: ASGIApp) -> Iterator[str]:
+    """The address of an app that a thread of this process serves on a free port."""
+    import uvicorn
+
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=2))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            wait_for(lambda: server.started or not thread.is_alive())
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+_KILLABLE_SERVICES = """
+import json, os, sys, traceback
+from pathlib import Path
+
+import polars, pyarrow.parquet
+
+from mixwright.config import Settings
+from mixwright.service.server import serve
+
+for line in sys.stdin:
+    home, port = json.loads(line)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(read)
+        try:
+            serve(Settings(home=Path(home)), "127.0.0.1", port, lambda url: os.write(write, f"{url}\\n".encode()))
+        except BaseException:
+            traceback.print_exc()
+        os._exit(0)
+    os.close(write)
+    with open(read) as answer:
+        print(json.dumps([child, answer.readline().strip()]), flush=True)
+"""
+
+
+class KillableService:
+    """``mixwright serve`` of one home in a process of its own, which can die of SIGKILL and be started again.
+
+    It is forked from one process that has imported all that a service needs, and keeps its port.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._forker = subprocess.Popen(
+            [sys.executable, "-c", _KILLABLE_SERVICES], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self._pid = 0
+        self.url = "http://127.0.0.1:0"
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        assert self._forker.stdin is not None
+        assert self._forker.stdout is not None
+        port = int(self.url.rpartition(":")[2])
+        print(json.dumps([str(self._home), port]), file=self._forker.stdin, flush=True)
+        self._pid, self.url = json.loads(self._forker.stdout.readline())
+        assert self.url, "the service did not start"
+
+    def kill(self) -> None:
+        """End it at once, whatever it is doing."""
+        pid, self._pid = self._pid, 0
+        os.kill(pid, signal.SIGKILL)
+        # Its port is free when it is gone.
+        wait_for(lambda: stat_field(pid, 1) == -1)
+
+    def close(self) -> None:
+        """End it, and what it is forked from."""
+        if self._pid:
+            self.kill()
+        self._forker.communicate()
+
+
 class Recorder:
     """A Progress that remembers, and calls ``on_advance`` at the first documents done."""
 
@@ -231,6 +317,19 @@ class Recorder:
 
     def note(self, message: str) -> None:
         self.notes.append(message)
+
+
+def api_routes(app: FastAPI) -> list[APIRoute]:
+    """The app's routes, those of the routers that it includes too, which it keeps as they are."""
+    from fastapi.routing import APIRoute
+
+    found, waiting = [], list(app.routes)
+    while waiting:
+        route = waiting.pop(0)
+        if isinstance(route, APIRoute):
+            found.append(route)
+        waiting += getattr(getattr(route, "original_router", None), "routes", [])
+    return found
 
 
 def stat_field(pid: int, field: int) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.exc import OperationalError
 
 from mixwright.config import Settings
 from mixwright.errors import ConfigError, ConflictError, DataError, NotFoundError
@@ -43,9 +44,15 @@ MANIFEST = CorpusManifest(
 )
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # Of the worker's tests, which start processes and wait, one database is enough.
+    if "board" in metafunc.fixturenames and "child" not in metafunc.fixturenames:
+        metafunc.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home")
+def settings(tmp_path: Path, database_url: str | None) -> Settings:
+    return Settings(home=tmp_path / "home", database_url=database_url)
 
 
 @pytest.fixture
@@ -128,8 +135,9 @@ def test_threads_that_submit_the_same_get_one_job(board: Board) -> None:
 
 def test_unknown_jobs_are_named(board: Board) -> None:
     for call in (board.get, board.cancel):
-        with pytest.raises(NotFoundError, match="no-such-job"):
-            call("no-such-job")
+        for job_id in ("no-such-job", "no-such-job\0", ""):
+            with pytest.raises(NotFoundError, match=f"no job {job_id}"):
+                call(job_id)
 
 
 def test_pages_hold_every_job_once(board: Board) -> None:
@@ -331,6 +339,10 @@ def run_request(store, request, progress):
         helper = subprocess.Popen(["sleep", "300"])
         Path(request.paths[0]).write_text(f"{os.getpid()} {helper.pid}")
         time.sleep(300)
+    if behaviour == "wait":
+        Path(request.paths[0]).write_text(str(os.getpid()))
+        while Path(request.paths[0]).exists():
+            time.sleep(0.02)
     if behaviour == "slow-exit":
         # The result is written, the process lingers: over several heartbeats, in this test.
         import atexit
@@ -414,6 +426,38 @@ def test_a_job_that_succeeds(worker: Worker, board: Board, results: list[JobResu
     assert done.attempts == 1
     wait_for(lambda: results == [done.result])
     assert "a warning line" in log_path(settings.home, job.id).read_text()
+
+
+def test_a_job_runs_on_while_the_board_does_not_answer(
+    board: Board,
+    settings: Settings,
+    database: Database,
+    child: Path,
+    results: list[JobResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(worker_module, "_HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(worker_module, "_WATCH_SECONDS", 0.1)
+    failures = []
+
+    class LostBoard(Board):
+        def heartbeat(self, claim: Claim) -> bool:
+            if len(failures) < 4:
+                failures.append(claim)
+                raise OperationalError("UPDATE jobs", {}, Exception("the server closed the connection"))
+            return super().heartbeat(claim)
+
+    worker = Worker(settings, LostBoard(database), results.append)
+    worker.start()
+    waiting = tmp_path / "waiting"
+    job = board.submit(request("wait", paths=[str(waiting)]))
+    worker.wake()
+    wait_for(lambda: len(failures) == 4 and waiting.exists())
+    waiting.unlink()
+    wait_for(lambda: results)
+    worker.stop()
+    assert (board.get(job.id).state, board.get(job.id).attempts) == ("succeeded", 1)
 
 
 def test_a_process_that_lingers_after_its_result(

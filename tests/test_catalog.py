@@ -28,9 +28,14 @@ from mixwright.service.catalog import Catalog
 from mixwright.store import Store
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database_url" in metafunc.fixturenames and "sqlite" not in metafunc.function.__name__:
+        metafunc.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'catalog.sqlite'}")
+def database(tmp_path: Path, database_url: str | None) -> Iterator[Database]:
+    database = Database(database_url or f"sqlite:///{tmp_path / 'catalog.sqlite'}")
     database.upgrade()
     yield database
     database.close()
@@ -106,9 +111,9 @@ def test_downgrade_empties_and_upgrade_restores(database: Database) -> None:
     assert tables() == {*Base.metadata.tables, "alembic_version"}
 
 
-def test_two_processes_upgrade_at_once(tmp_path: Path) -> None:
+def test_two_processes_upgrade_at_once(tmp_path: Path, database_url: str | None) -> None:
     code = "import sys; from mixwright.jobs.database import Database; Database(sys.argv[1]).upgrade()"
-    url = f"sqlite:///{tmp_path / 'new' / 'catalog.sqlite'}"
+    url = database_url or f"sqlite:///{tmp_path / 'new' / 'catalog.sqlite'}"
     processes = [subprocess.Popen([sys.executable, "-c", code, url]) for _ in range(2)]
     assert [process.wait(60) for process in processes] == [0, 0]
 

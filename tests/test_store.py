@@ -11,13 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from mixwright.errors import ConflictError, DataError, NotFoundError
+from mixwright.remote.listing import manifest_key
+from mixwright.remote.object_storage import ObjectStorage
+from mixwright.remote.store import RemoteStore
 from mixwright.schemas.manifests import CorpusManifest
 from mixwright.schemas.references import Kind, Reference
 from mixwright.store import Staging, Store
+
+if TYPE_CHECKING:
+    from s3_server import S3Server
 
 FINGERPRINTS = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(3)]
 
@@ -32,6 +39,29 @@ with Store(Path(sys.argv[1])).stage("corpus", Reference("wiki"), sys.argv[2]) as
     print("staged", flush=True)
     time.sleep(60)
 """
+
+
+@pytest.fixture(params=["home", "folder", "bucket"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """An empty store: in a home folder, in a folder that machines share, and in a bucket."""
+    if request.param == "home":
+        return Store(tmp_path / "home")
+    if request.param == "folder":
+        (tmp_path / "shared").mkdir()
+        return RemoteStore(tmp_path / "home", f"file://{tmp_path}/shared")
+    server: S3Server = request.getfixturevalue("s3")
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return RemoteStore(tmp_path / "home", server.new_url())
+
+
+def overwrite_manifest(store: Store, manifest: CorpusManifest, content: bytes) -> Store:
+    """Returns the store as another process sees it, which has not listed it a moment ago."""
+    if not isinstance(store, RemoteStore):
+        (store.directory(manifest) / "manifest.json").write_bytes(content)
+        return store
+    ObjectStorage(store.url).write(manifest_key(manifest.kind, manifest.name, manifest.version), content)
+    return RemoteStore(store.home, store.url)
 
 
 @contextmanager
@@ -140,9 +170,9 @@ def test_what_is_not_there_is_named_with_what_is(store: Store) -> None:
 
 def test_a_damaged_manifest_is_a_data_error(store: Store) -> None:
     manifest = publish(store, "wiki", FINGERPRINTS[0])
-    (store.directory(manifest) / "manifest.json").write_bytes(b'{"kind": "corpus"')
+    seen = overwrite_manifest(store, manifest, b'{"kind": "corpus"')
     with pytest.raises(DataError, match="manifest of corpus wiki@1"):
-        store.manifest("wiki")
+        seen.manifest("wiki")
 
 
 def test_a_failed_stage_publishes_nothing_and_leaves_nothing(store: Store) -> None:

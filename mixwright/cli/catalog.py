@@ -70,7 +70,7 @@ def gc(home: Home = None, json: Json = False) -> None:
     if json:
         print_json({"removed": removed})
         return
-    typer.echo(f"removed {removed} unfinished artifacts")
+    typer.echo(f"removed {removed} leftovers of interrupted work")
 
 
 @jobs_app.command("list")

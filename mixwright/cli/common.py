@@ -11,9 +11,11 @@ import typer
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mixwright.cli.output import progress_on_stderr
-from mixwright.config import Settings, configure_logging, load_settings
+from mixwright.config import Settings, load_settings
 from mixwright.errors import ConfigError
+from mixwright.logs import configure_logging
 from mixwright.progress import Progress
+from mixwright.remote.store import store_of
 from mixwright.schemas.manifests import (
     AttributesManifest,
     CorpusManifest,
@@ -55,10 +57,10 @@ _ManifestT = TypeVar(
 
 
 def open_store(home: Path | None) -> tuple[Settings, Store]:
-    """The settings, and the store under the home folder they name."""
+    """The settings, and the store that they name."""
     settings = load_settings(home)
     configure_logging(settings)
-    return settings, Store(settings.home)
+    return settings, store_of(settings)
 
 
 def build(model: type[_ModelT], **fields: Any) -> _ModelT:
@@ -77,6 +79,17 @@ def validate(adapter: TypeAdapter[_AnyT], value: dict[str, Any]) -> _AnyT:
         flag = "--" + names[-1].replace("_", "-") if names else "the flags"
         message = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{flag}: {message}") from error
+
+
+def validate_document(adapter: TypeAdapter[_AnyT], value: Any) -> _AnyT:
+    """Validate what was read from JSON; raises ConfigError naming the field that is wrong."""
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {message}" if where else message) from error
 
 
 def shares_of(text: str, flag: str) -> dict[str, float]:
@@ -129,8 +142,8 @@ def open_catalog(settings: Settings) -> Iterator[Catalog]:
     """The catalog's database, at its newest schema."""
     from mixwright.service.catalog import Catalog
 
-    with _open_database(settings) as database:
-        yield Catalog(database, Store(settings.home))
+    with open_database(settings) as database:
+        yield Catalog(database, store_of(settings))
 
 
 @contextmanager
@@ -138,12 +151,13 @@ def open_board(settings: Settings) -> Iterator[Board]:
     """The job board, at its newest schema."""
     from mixwright.jobs.board import Board
 
-    with _open_database(settings) as database:
+    with open_database(settings) as database:
         yield Board(database)
 
 
 @contextmanager
-def _open_database(settings: Settings) -> Iterator[Database]:
+def open_database(settings: Settings) -> Iterator[Database]:
+    """The database of catalog, board and keys, at its newest schema."""
     from mixwright.jobs.database import Database
 
     database = Database(settings.catalog_url)

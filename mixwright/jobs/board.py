@@ -73,7 +73,8 @@ class Board:
     def get(self, job_id: str) -> Job:
         """One job; raises NotFoundError."""
         with self._database.reading() as session:
-            row = session.get(JobRow, job_id)
+            # PostgreSQL holds no NUL characters, and refuses to look for one.
+            row = None if "\0" in job_id else session.get(JobRow, job_id)
             if row is None:
                 raise NotFoundError(f"no job {job_id}: list the jobs to see which there are")
             return _job(row)
@@ -103,6 +104,7 @@ class Board:
 
         Cancelling twice is fine. Raises NotFoundError, ConflictError if the job has ended otherwise.
         """
+        self.get(job_id)
         self._update(
             update(JobRow)
             .where(JobRow.id == job_id, JobRow.state == "queued")

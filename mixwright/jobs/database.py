@@ -36,10 +36,16 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
 
-from mixwright.errors import ConfigError
+from mixwright.errors import ConfigError, MissingExtraError, first_line
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_TIMEOUT_MS = 30_000
+_MAX_CONNECTIONS = 48
+"""To a server, from one process: its 40 threads for requests, its worker, and what it asks beside them."""
+_KEPT_CONNECTIONS = 10
+_POOL_SECONDS = 10
+_PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 30_000}
+"""Seconds to connect, and milliseconds that sent data may wait for a network that has gone."""
 _UPGRADE_LOCK = 0x6D697877
 """Key of the PostgreSQL advisory lock that keeps two services from upgrading at once."""
 
@@ -155,21 +161,48 @@ class JobRow(Base):
     error: Mapped[dict[str, Any] | None]
 
 
+class ApiKeyRow(Base):
+    """An API key. Its secret is not here: only its hash."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(16), primary_key=True)
+    name: Mapped[str] = mapped_column(String(128))
+    scope: Mapped[str] = mapped_column(String(16))
+    secret_sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+
+
+class SessionRow(Base):
+    """A browser that somebody signed in with a key. The token in its cookie is not here: only its hash."""
+
+    __tablename__ = "sessions"
+
+    token_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key_id: Mapped[str] = mapped_column(String(16), ForeignKey("api_keys.id", ondelete="CASCADE"), index=True)
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class Database:
     """One database: sessions to read and to write, and its schema.
 
-    Raises ConfigError for a URL that SQLAlchemy does not understand. Nothing is opened until it is needed.
+    Raises ConfigError for a URL that SQLAlchemy does not understand, MissingExtraError where PostgreSQL's driver
+    is not installed. Nothing is opened until it is needed.
     """
 
     def __init__(self, url: str) -> None:
         try:
-            parsed = make_url(url)
+            parsed = _with_driver(make_url(url))
             self.engine = _engine(parsed)
+        except ModuleNotFoundError as error:
+            if error.name != "psycopg":
+                raise _unusable(error) from error
+            raise MissingExtraError("psycopg", "postgresql") from error
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise ConfigError(
-                f"MIXWRIGHT_DATABASE_URL is not a usable database URL ({error}): write one such as "
-                "sqlite:////data/catalog.sqlite or postgresql+psycopg://user@host/name, and install its driver"
-            ) from error
+            raise _unusable(error) from error
         self.url = parsed
 
     @contextmanager
@@ -194,7 +227,7 @@ class Database:
                 Path(self.url.database or "").parent.mkdir(parents=True, exist_ok=True)
             upgrade(self.engine)
         except (OperationalError, OSError) as error:
-            reason = error.orig if isinstance(error, OperationalError) else error.strerror
+            reason = first_line(error.orig or error) if isinstance(error, OperationalError) else error.strerror
             raise ConfigError(
                 f"the catalog database {self.url.render_as_string()} does not open ({reason}): check "
                 "MIXWRIGHT_DATABASE_URL and the home folder"
@@ -236,11 +269,33 @@ def _migrate(engine: Engine, run: Any, revision: str) -> None:
         run(config, revision)
 
 
+def _with_driver(url: URL) -> URL:
+    """``postgresql://`` means our driver, which is not the default of every SQLAlchemy."""
+    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+
+
+def _unusable(error: Exception) -> ConfigError:
+    return ConfigError(
+        f"MIXWRIGHT_DATABASE_URL is not a usable database URL ({error}): write one such as "
+        "sqlite:////data/catalog.sqlite or postgresql://user@host/name, and install its driver"
+    )
+
+
 def _engine(url: URL) -> Engine:
-    engine = create_engine(url, pool_pre_ping=url.get_backend_name() != "sqlite")
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _configure_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
+    if url.get_backend_name() != "sqlite":
+        patience = _PATIENCE if url.get_driver_name() == "psycopg" else {}
+        return create_engine(
+            url,
+            # A connection that the server has closed meanwhile is replaced, not used.
+            pool_pre_ping=True,
+            pool_size=_KEPT_CONNECTIONS,
+            max_overflow=_MAX_CONNECTIONS - _KEPT_CONNECTIONS,
+            pool_timeout=_POOL_SECONDS,
+            connect_args={key: value for key, value in patience.items() if key not in url.query},
+        )
+    engine = create_engine(url)
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 

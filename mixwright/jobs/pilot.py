@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ def run_pilot(store: Store, request: PilotRequest, progress: Progress) -> Result
     embeddings = _embeddings(store, pool, validation, request, runs, progress)
     with store.stage("results", reference, identity, resume=True) as staging:
         folder = ShardFolder(staging.path.resolve(), "npz", PilotMark)
-        plan = _plan(store.home.resolve(), pool, validation, request, embeddings, command, runs)
+        plan = _plan(store, pool, validation, request, embeddings, command, runs)
         workers = Workers(PilotWorker, (plan, folder), "cpu", request.workers)
         if command is not None:
             # A program of the user's has the machine to itself unless told otherwise, and may use a GPU.
@@ -317,7 +316,7 @@ def _embeddings(
 
 
 def _plan(
-    home: Path,
+    store: Store,
     pool: Pool,
     validation: Corpus,
     request: PilotRequest,
@@ -326,7 +325,7 @@ def _plan(
     runs: Sequence[PilotRun],
 ) -> PilotPlan:
     return PilotPlan(
-        home=home,
+        store=store,
         sources=tuple(source.ref for source in pool.sources),
         validation=validation.manifest.ref,
         evaluator=request.evaluator,

@@ -58,7 +58,7 @@ class PilotPlan:
     ``embeddings`` and ``validation_embeddings`` are the refs of those of the linear probe, ``label`` its field.
     """
 
-    home: Path
+    store: Store
     sources: tuple[str, ...]
     validation: str
     evaluator: str
@@ -179,20 +179,16 @@ class PilotWorker:
         yield 1
 
     @cached_property
-    def _store(self) -> Store:
-        return Store(self._plan.home)
-
-    @cached_property
     def _pool(self) -> Pool:
-        return Pool.open(self._store, self._plan.sources)
+        return Pool.open(self._plan.store, self._plan.sources)
 
     @cached_property
     def _evaluator(self) -> Evaluator:
-        validation = Corpus.open(self._store, self._plan.validation)
+        validation = Corpus.open(self._plan.store, self._plan.validation)
         if self._plan.command is not None:
             return _Command(self._plan.command, self._plan.unit, validation, self._folder.root)
         if self._plan.evaluator == "linear_probe":
-            return _Probe(self._store, self._plan, validation)
+            return _Probe(self._plan.store, self._plan, validation)
         return _Ngram(self._plan.order, validation)
 
 

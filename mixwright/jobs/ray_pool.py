@@ -6,6 +6,8 @@ path and have mixwright installed. Otherwise a Ray of this process's own is star
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 import secrets
 import socket
@@ -14,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mixwright
 from mixwright.errors import ConfigError, JobError, MixwrightError, first_line
@@ -38,6 +40,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     _prepare_environment()
     import ray
 
+    _join_logs()
     if ray.is_initialized():
         yield
         return
@@ -57,6 +60,17 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
+def _join_logs() -> None:
+    """Let Ray's log go where this program's goes, in its form.
+
+    Ray's own handler keeps the standard error of the moment in which Ray was imported, also when that was replaced
+    and closed later.
+    """
+    logger = logging.getLogger("ray")
+    logger.handlers.clear()
+    logger.propagate = True
+
+
 def _check_reachable(address: str) -> None:
     """Raise ConfigError at once where Ray would try a head node that is not there for minutes."""
     if address.startswith("ray://"):
@@ -70,6 +84,44 @@ def _check_reachable(address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
         except (OSError, ValueError) as error:
             raise ConfigError(_no_cluster(address, error)) from error
+
+
+def ray_state(timeout_seconds: float) -> Literal["ok", "on demand"]:
+    """Whether jobs have a Ray: ``ok`` where one runs and answers, ``on demand`` where a job starts its own.
+
+    Starts nothing, and does not import Ray. Raises ConfigError if the cluster of ``RAY_ADDRESS`` does not answer
+    in time, or Ray is not installed.
+    """
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address == "local":
+        if importlib.util.find_spec("ray") is None:
+            raise ConfigError("Ray is not installed: install mixwright with its dependencies")
+        return "on demand"
+    host, _, port = (_address_of_this_machine() if address == "auto" else address).rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_seconds) as connection:
+            connection.settimeout(timeout_seconds)
+            connection.sendall(_HTTP2_GREETING)
+            answer = connection.recv(9)
+    except (OSError, ValueError) as error:
+        raise ConfigError(_no_cluster(address, error)) from error
+    if answer[3:4] != _HTTP2_SETTINGS:
+        raise ConfigError(_no_cluster(address, ValueError("something else listens there")))
+    return "ok"
+
+
+# A gRPC server, as the head of a cluster is, answers the greeting of an HTTP/2 client with its settings (RFC 9113,
+# sections 3.4 and 4.1). A process that hangs accepts a connection, but does not answer.
+_HTTP2_SETTINGS = b"\x04"
+_HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + _HTTP2_SETTINGS + bytes(5)
+
+
+def _address_of_this_machine() -> str:
+    """Where ``ray start`` on this machine has noted the cluster's address."""
+    try:
+        return Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster").read_text().strip()
+    except OSError as error:
+        raise ConfigError(_no_cluster("auto", error)) from error
 
 
 def _no_cluster(address: str, error: Exception) -> str:
