@@ -19,10 +19,14 @@ from mixwright.schemas.defaults import DEFAULT_TOKENIZER
 
 
 class Tokenizer(Protocol):
-    """Text to token ids, without special tokens. ``fingerprint`` changes when the ids would."""
+    """Text to token ids, without special tokens. ``fingerprint`` changes when the ids would.
+
+    Ids are below ``vocabulary_size``.
+    """
 
     name: str
     fingerprint: str
+    vocabulary_size: int
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text; no text is truncated and no special token is added."""
@@ -42,6 +46,7 @@ class ByteTokenizer:
 
     name = "bytes"
     fingerprint = "bytes"
+    vocabulary_size = 256
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
@@ -70,6 +75,7 @@ class FileTokenizer:
         self._tokenizer.no_padding()
         # Text that spells a special token is text: a document cannot end itself.
         self._tokenizer.encode_special_tokens = True
+        self.vocabulary_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         batch = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -85,6 +91,7 @@ class FileTokenizer:
         extended = FileTokenizer(self.name, self._definition)
         extended._tokenizer.add_special_tokens(list(tokens))
         extended._tokenizer.encode_special_tokens = False
+        extended.vocabulary_size = 1 + max(extended._tokenizer.get_vocab(with_added_tokens=True).values())
         return extended
 
 

@@ -54,6 +54,8 @@ def print_rows(
     count: Annotated[int | None, typer.Option(help="Rows to print; default: to the end.")] = None,
     rank: Annotated[int, typer.Option(help="Which of --world-size readers this is.")] = 0,
     world_size: Annotated[int, typer.Option(help="Readers that share the stream.")] = 1,
+    block_rows: Annotated[int, typer.Option(help="Rows in a row that a rank reads before the next one.")] = 1,
+    offset: Annotated[int, typer.Option(help="Position from which on the ranks share the rows.")] = 0,
     tokenizer: Tokenizer = None,
     bos: Bos = None,
     eos: Eos = None,
@@ -63,7 +65,8 @@ def print_rows(
     """Print the rows of a mixture, one JSON object a line."""
     _, store = open_store(home)
     tokenization = Tokenization.of(tokenizer, bos, eos, window)
-    for table in MixtureStream.open(store, name).read(start, count, rank, world_size, tokenization):
+    stream = MixtureStream.open(store, name)
+    for table in stream.read(start, count, rank, world_size, tokenization, block_rows=block_rows, offset=offset):
         sys.stdout.buffer.write(to_ndjson(table))
         sys.stdout.buffer.flush()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -15,19 +17,23 @@ from mixwright.jobs.pages import Page
 from mixwright.schemas.catalog import ArtifactSummary, Lineage, MixtureDetail
 from mixwright.schemas.manifests import MixtureManifest
 from mixwright.schemas.references import ReferenceText
-from mixwright.selectors.streams import ROW_SCHEMA, TOKEN_FIELDS, Tokenization
+from mixwright.selectors.ordering import MAX_READERS
+from mixwright.selectors.streams import ROW_SCHEMA, TOKEN_FIELDS, MixtureStream, Tokenization
 from mixwright.service.caching import cache_headers, not_modified
-from mixwright.service.mixture_page import report_of
+from mixwright.service.heads import headers_only
+from mixwright.service.pages.mixture_page import report_of
 from mixwright.service.problems import problem_responses
-from mixwright.service.queries import Cursor, Limit, Ref, Text
+from mixwright.service.queries import Cursor, Limit, Ref, Text, Tokenizer
 from mixwright.service.routes.artifacts import add_manifest
 from mixwright.service.routes.plots import add_plots
-from mixwright.service.rows import ARROW, NDJSON, encode, negotiate, streamed
-from mixwright.service.state import ServicesDep
+from mixwright.service.rows import ARROW, NDJSON, encode, negotiate, negotiate_encoding, opened, streamed
+from mixwright.service.state import Services, ServicesDep
 
 router = APIRouter(tags=["mixtures"])
 
-_BATCH_ROWS = 256
+_BATCH_ROWS = 1024
+_FIRST_ROWS = 16
+"""Rows of the first chunk: it is there sooner, and readers that begin together wait for each other's."""
 
 
 @router.get("/v1/mixtures", name="list_mixtures", summary="List mixtures")
@@ -95,9 +101,19 @@ class RowsQuery:
     start: Annotated[int, Query(ge=0, description="first row, counted in the rank's own stream")] = 0
     count: Annotated[int | None, Query(ge=0, description="rows; default: to the end")] = None
     rank: Annotated[int, Query(ge=0, description="which of `world_size` readers this is")] = 0
-    world_size: Annotated[int, Query(ge=1, description="readers that share the mixture")] = 1
+    world_size: Annotated[int, Query(ge=1, le=MAX_READERS, description="readers that share the mixture")] = 1
+    block_rows: Annotated[
+        int,
+        Query(
+            ge=1, le=MAX_READERS, description="rows in a row that a rank reads before it is the next one's turn"
+        ),
+    ] = 1
+    offset: Annotated[
+        int,
+        Query(ge=0, description="position from which on the ranks share the rows; those before it are left out"),
+    ] = 0
     tokenizer: Annotated[
-        Text | None,
+        Tokenizer | None,
         Query(description="add `input_ids` and `loss_mask` by this tokenizer", examples=["all-minilm-l6-v2"]),
     ] = None
     bos: Annotated[int | None, Query(ge=0, description="token id before each row, with `tokenizer`")] = None
@@ -109,6 +125,20 @@ class RowsQuery:
     def tokenization(self) -> Tokenization | None:
         """Raises ConfigError for token settings without a tokenizer, or out of range."""
         return Tokenization.of(self.tokenizer, self.bos, self.eos, self.window)
+
+    def tables(self, stream: MixtureStream, tokenization: Tokenization | None) -> Iterator[pa.Table]:
+        """The rows that are asked for."""
+        return stream.read(
+            self.start,
+            self.count,
+            self.rank,
+            self.world_size,
+            tokenization,
+            block_rows=self.block_rows,
+            offset=self.offset,
+            batch_rows=_BATCH_ROWS,
+            first_rows=_FIRST_ROWS,
+        )
 
 
 _EXAMPLE = (
@@ -134,28 +164,41 @@ _EXAMPLE = (
         **problem_responses(404, 406, 409),
     },
 )
-def mixture_rows(
+async def mixture_rows(
     request: Request, services: ServicesDep, ref: Ref, query: Annotated[RowsQuery, Depends()]
 ) -> Response:
     """The mixture as a training script reads it. Position → row is a pure function: any request can be repeated.
 
-    Rank r of W reads positions r, r + W, r + 2W, …; `start` and `count` count that rank's own rows. Ask with
-    `Accept: application/vnd.apache.arrow.stream` for Arrow; the default is JSON lines.
+    Rank r of W reads positions r, r + W, r + 2W, …, or with `block_rows` b every W-th block of b rows; `start` and
+    `count` count that rank's own rows. Ask with `Accept: application/vnd.apache.arrow.stream` for Arrow; the
+    default is JSON lines. `Accept-Encoding` may ask for gzip or zstd. To go on with a stream that broke off, raise
+    `start` by the rows that came.
     """
+    return await opened(partial(_rows_response, request, services, ref, query))
+
+
+def _rows_response(request: Request, services: Services, ref: str, query: RowsQuery) -> Response:
+    services.confinement.check(query)
     media_type = negotiate(request.headers.get("accept"))
     if media_type is None:
         raise HTTPException(406, f"rows come as {NDJSON} or {ARROW}: ask for one of the two in Accept")
+    encoding = negotiate_encoding(request.headers.get("accept-encoding"))
+    if encoding is None:
+        raise HTTPException(406, "rows come plain, as gzip or as zstd: allow one of them in Accept-Encoding")
     manifest = services.catalog.manifest(ref, "mixture")
-    headers = {**cache_headers(ref, manifest.fingerprint, query, media_type), "Vary": "Accept"}
+    headers = cache_headers(ref, manifest.fingerprint, query, media_type, encoding)
+    headers["Vary"] = "Accept, Accept-Encoding"
     unchanged = not_modified(request, headers)
     if unchanged is not None:
         return unchanged
+    if encoding != "identity":
+        headers["Content-Encoding"] = encoding
     tokenization = query.tokenization()
-    stream = services.mixture(manifest.ref, manifest.fingerprint)
-    tables = stream.read(query.start, query.count, query.rank, query.world_size, tokenization, _BATCH_ROWS)
-    chunks = encode(tables, _schema(tokenization), media_type)
+    tables = query.tables(services.mixture(manifest.ref, manifest.fingerprint), tokenization)
+    tables = services.metrics.counted(tables)
+    chunks = encode(tables, _schema(tokenization), media_type, encoding)
     # The first chunk is made before the answer begins: what is wrong with the data is still an error then.
-    first = next(chunks, b"")
+    first = b"" if headers_only(request) else next(chunks, b"")
     return StreamingResponse(streamed(first, chunks), headers=headers, media_type=media_type)
 
 
