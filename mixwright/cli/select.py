@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+import msgspec
 import typer
 from pydantic.fields import FieldInfo
 
-from mixwright.cli.common import Home, Json, build, open_store, run, summary, unescaped
+from mixwright.cli.common import Home, Json, build, open_store, run, shares_of, summary, unescaped
 from mixwright.cli.output import print_json, print_table
 from mixwright.errors import ConfigError
 from mixwright.results import read_runs
@@ -52,6 +53,8 @@ def _flag(hint: Any, default: Any) -> tuple[Any, Any]:
         for each in annotations:
             if isinstance(each, FieldInfo) and each.description:
                 description = each.description
+    if _is_nested(base):
+        return Annotated[str | None, typer.Option(help=f"{description}; JSON, or a .json file.")], None
     if default == () and get_origin(base) is not tuple:
         # Values, or what they are read from: a name or a file.
         return Annotated[str | None, typer.Option(help=description)], None
@@ -64,6 +67,12 @@ def _flag(hint: Any, default: Any) -> tuple[Any, Any]:
         # Typer knows no unions: the request says what is wrong with the text.
         base, default = str, str(default)
     return Annotated[base, typer.Option(help=description)], default
+
+
+def _is_nested(hint: Any) -> bool:
+    """Whether values of this type have fields of their own, and are no name or file instead."""
+    parts = [get_args(each)[0] if get_origin(each) is Annotated else each for each in get_args(hint)]
+    return dataclasses.is_dataclass(hint) or (str not in parts and any(_is_nested(each) for each in parts))
 
 
 def _command(kind: str, selector: type[Any]) -> Callable[..., None]:
@@ -92,10 +101,14 @@ def selector_parameters(selector: type[Any], flags: dict[str, Any]) -> dict[str,
     found = {}
     for field in dataclasses.fields(selector):
         value = flags.get(field.name)
-        if field.name == "kind" or (value is None and field.default == ()):
+        base = get_args(hints[field.name])[0] if field.name != "kind" else None
+        if field.name == "kind" or (value is None and (field.default == () or _is_nested(base))):
             continue
-        if get_origin(get_args(hints[field.name])[0]) is dict:
-            value = _named_values(field.name, value or [])
+        if _is_nested(base):
+            found[field.name] = json_value(str(value), f"--{field.name}")
+            continue
+        if get_origin(base) is dict:
+            value = _values_by_name(field.name, value or [], get_args(base)[1])
         elif field.name == "results" and isinstance(value, str) and _is_file(value):
             value = read_runs(Path(value), flags["source"])
         found[field.name] = unescaped(value)
@@ -107,15 +120,36 @@ def _is_file(name: str) -> bool:
     return Path(name).suffix in (".csv", ".json", ".jsonl", ".ndjson", ".tsv") or Path(name).is_file()
 
 
-def _named_values(flag: str, given: list[str]) -> dict[str, str]:
-    """``wiki=1000`` to ``{"wiki": "1000"}``; the request says what is wrong with the values."""
-    found = {}
+def _values_by_name(field: str, given: list[str], kind: Any) -> dict[str, Any]:
+    """``wiki=1000`` to ``{"wiki": "1000"}``; the request says what is wrong with the values.
+
+    Shares may stand in one option too: ``wiki=0.7,web=0.3``.
+    """
+    found: dict[str, Any] = {}
+    flag = f"--{field.replace('_', '-')}"
+    number = get_args(kind)[0] if get_origin(kind) is Annotated else kind
     for each in given:
         name, separator, value = each.partition("=")
-        if not separator or name in found:
-            raise ConfigError(f"--{flag.replace('_', '-')} {each}: write NAME=VALUE, each name once")
-        found[name] = value.replace("_", "").replace(",", "")
+        if number is int:
+            value = value.replace("_", "").replace(",", "")
+        values: dict[str, Any] = {**shares_of(each, flag)} if number is float else {name: value}
+        if not separator or found.keys() & values.keys():
+            raise ConfigError(f"{flag} {each}: write NAME=VALUE, each name once")
+        found |= values
     return found
+
+
+def json_value(text: str, what: str) -> Any:
+    """JSON on the command line, or in the file that it names; raises ConfigError."""
+    if text.lstrip()[:1] not in ("{", "["):
+        try:
+            text = Path(text).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{what}: {text} cannot be read ({error}): give JSON, or a file of it") from error
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"{what}: not JSON ({error}): correct it") from error
 
 
 def with_flags(
@@ -159,7 +193,7 @@ def _select(
         name=name,
         sources=source,
         selector={"kind": kind, **parameters},
-        budget={"tokens": tokens, "documents": documents},
+        budget=None if tokens is None and documents is None else {"tokens": tokens, "documents": documents},
         near_duplicates=near_duplicates,
         contaminated=contaminated,
         workers=workers,

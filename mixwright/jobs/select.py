@@ -5,18 +5,20 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mixwright.errors import ConfigError
 from mixwright.fingerprint import fingerprint
 from mixwright.jobs.samples import make_embeddings
 from mixwright.jobs.vector_map import ray_vector_map
 from mixwright.progress import Progress
 from mixwright.schemas.manifests import FileEntry, MixtureManifest
-from mixwright.schemas.mixtures import MixtureComponent
-from mixwright.schemas.references import parse_reference
+from mixwright.schemas.mixtures import Budget, MixtureComponent
+from mixwright.schemas.references import Reference, parse_reference
+from mixwright.selectors.declared import Declared
 from mixwright.selectors.domain_tags import KEPT_VALUES
 from mixwright.selectors.left_out import in_corpora, leave_out
 from mixwright.selectors.mixture import Mixture
@@ -32,25 +34,65 @@ def run_select(store: Store, request: SelectRequest, progress: Progress) -> Mixt
     raises, NotFoundError for a missing corpus or encoder, ConflictError.
     """
     reference = parse_reference(request.name)
+    return publish_selection(
+        store, reference, request, open_selection(store, request, progress), progress
+    ).manifest
+
+
+class OpenSelection(NamedTuple):
+    """What a request selects from, how much, and what the mixture is identified by."""
+
+    pool: Pool
+    budget: Budget
+    parameters: dict[str, Any]
+    fingerprint: str
+
+
+class Publication(NamedTuple):
+    """A published mixture, and whether it was published just now."""
+
+    manifest: MixtureManifest
+    is_new: bool
+
+
+def open_selection(store: Store, request: SelectRequest, progress: Progress) -> OpenSelection:
+    """Open the pool of a request and find its identity; raises what the selector raises, NotFoundError."""
     pool = _open_pool(store, request, progress)
+    budget, selector = request.budget, request.selector
+    if budget is None:
+        if not isinstance(selector, Declared):
+            raise ConfigError(f"{selector.kind} needs a budget: give tokens or documents")
+        budget = selector.own_budget(pool)
     parameters: dict[str, Any] = {
-        "selector": asdict(request.selector),
-        "budget": request.budget.as_dict(),
+        "selector": asdict(selector),
+        "budget": budget.as_dict(),
         **dict.fromkeys(request.exclusions, "drop"),
     }
     identity = fingerprint("mixture", [each.fingerprint for each in pool.inputs], parameters)
+    return OpenSelection(pool, budget, parameters, identity)
+
+
+def publish_selection(
+    store: Store, reference: Reference, request: SelectRequest, opened: OpenSelection, progress: Progress
+) -> Publication:
+    """Publish what is selected under a name, or find it published; raises BusyError while another makes it."""
+    pool, budget, parameters, identity = opened
     existing = store.existing("mixture", reference, identity)
     if isinstance(existing, MixtureManifest):
-        return existing
-    progress.start(f"select {request.name}", total=1, unit="mixtures")
+        return Publication(existing, is_new=False)
+    progress.start(f"select {reference}", total=1, unit="mixtures")
     with store.stage("mixture", reference, identity) as staging:
+        # Another process may have published it between our look and our lock.
+        existing = store.existing("mixture", reference, identity)
+        if isinstance(existing, MixtureManifest):
+            return Publication(existing, is_new=False)
         work = staging.path / "work"
         mapped = replace(pool, map_vectors=ray_vector_map(work.resolve(), request.workers, progress))
-        mixture = in_corpora(request.selector.select(mapped, request.budget), pool)
+        mixture = in_corpora(request.selector.select(mapped, budget), pool)
         shutil.rmtree(work, ignore_errors=True)
         manifest = store.publish(staging, _manifest(mixture, pool, parameters, identity, staging))
     progress.advance()
-    return manifest
+    return Publication(manifest, is_new=True)
 
 
 def _open_pool(store: Store, request: SelectRequest, progress: Progress) -> Pool:

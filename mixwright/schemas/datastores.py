@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from mixwright.schemas.defaults import DEFAULT_ENCODER
+from mixwright.schemas.reads import EncoderName
 from mixwright.schemas.references import ReferenceText
 from mixwright.schemas.requests import DuplicateMethod, FieldName, IndexKind
 
@@ -48,7 +49,9 @@ class DatastoreRequest(_Model):
     kind: Literal["datastore"] = "datastore"
     name: ReferenceText = Field(description="name of the datastore, or name@version")
     corpora: list[ReferenceText] = Field(min_length=1, description="what is retrieved from")
-    encoder: str = Field(default=DEFAULT_ENCODER, description="name, hub id or local folder of the encoder")
+    encoder: EncoderName = Field(
+        default=DEFAULT_ENCODER, description="name, hub id or local folder of the encoder"
+    )
     template: str | None = Field(
         default=None,
         description="what is embedded of a passage, with {field} placeholders; default: {title}\\n{text} where "

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mixwright.schemas.datastores import Probability, SamplingUnit, SearchMode
+from mixwright.schemas.reads import InputPath, ModelName
 from mixwright.schemas.references import ReferenceText
 from mixwright.schemas.requests import FieldName, ModelDtype
 
@@ -32,11 +33,11 @@ class EvaluationRequest(_Model):
     name: ReferenceText | None = Field(
         default=None, description="default: DATASTORE.evaluation, or DATASTORE.scaling"
     )
-    queries: str | None = Field(
+    queries: InputPath | None = Field(
         default=None, min_length=1, description="a BEIR folder, or a file of rows with text, answers and positives"
     )
     texts: ReferenceText | None = Field(default=None, description="corpus whose perplexity is measured")
-    model: str | None = Field(
+    model: ModelName | None = Field(
         default=None, min_length=1, description="hub id, local folder or .gguf file of the language model"
     )
     id_field: FieldName = Field(

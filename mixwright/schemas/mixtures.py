@@ -6,6 +6,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+LARGEST = 2**53
+"""Tokens or documents that can be asked for: up to here whole numbers are exact as floating-point numbers."""
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -14,8 +17,8 @@ class _Model(BaseModel):
 class Budget(_Model):
     """How much to select: a number of tokens or a number of documents, never both."""
 
-    tokens: int | None = Field(default=None, ge=1)
-    documents: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1, le=LARGEST)
+    documents: int | None = Field(default=None, ge=1, le=LARGEST)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -75,7 +78,9 @@ class TagPlan(_Model):
     empty: str = Field(default="", description="tag of a row whose tag was dropped out")
     mask: bool = Field(default=True, description="True: no loss on the tag's tokens (and on a BOS before it)")
     scope: TagScope = Field(default="document", description="what the tag stands at the start of")
-    schedule: Literal["cooldown", "dropout", "always"] = "cooldown"
+    schedule: Literal["cooldown", "dropout", "always", "stages"] = Field(
+        default="cooldown", description="stages: each stage says whether it is tagged"
+    )
     cooldown: float = Field(default=0.1, ge=0, lt=1, description="last share of the tokens, served untagged")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="share of rows whose tag is dropped, by hash")
     missing: Literal["plain", "unknown", "skip", "fail"] = "plain"

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from mixwright.schemas.defaults import DEFAULT_ENCODER, DEFAULT_TOKENIZER
+from mixwright.schemas.reads import EncoderName, InputPath, ModelName, Program, TokenizerName
 from mixwright.schemas.references import ReferenceText
 from mixwright.schemas.training_runs import Metric, Unit
 
@@ -32,7 +33,7 @@ class IngestRequest(_Request):
 
     kind: Literal["ingest"] = "ingest"
     name: ReferenceText = Field(description="name of the corpus, or name@version")
-    paths: list[str] = Field(min_length=1, description="files, folders, globs or fsspec URLs")
+    paths: list[InputPath] = Field(min_length=1, description="files, folders, globs or fsspec URLs")
     format: InputFormat = Field(default="auto", description="auto: by the file name's suffix")
     text_field: FieldName = Field(default="text", description="field or column that holds the text")
     text_template: str | None = Field(
@@ -43,7 +44,7 @@ class IngestRequest(_Request):
     domain_field: FieldName | None = Field(default=None, description="field that holds the domain")
     domain: str | None = Field(default=None, min_length=1, description="constant domain of every document")
     source: str | None = Field(default=None, min_length=1, description="value of `source`; default: the name")
-    tokenizer: str = Field(default=DEFAULT_TOKENIZER, description="counts n_tokens")
+    tokenizer: TokenizerName = Field(default=DEFAULT_TOKENIZER, description="counts n_tokens")
     duplicates: Literal["drop", "keep", "drop-near"] = Field(
         default="drop", description="documents with the same text; drop-near: and those with nearly the same"
     )
@@ -68,7 +69,9 @@ class EmbedRequest(_Request):
 
     kind: Literal["embed"] = "embed"
     corpus: ReferenceText
-    encoder: str = Field(default=DEFAULT_ENCODER, description="name, hub id or local folder of the encoder")
+    encoder: EncoderName = Field(
+        default=DEFAULT_ENCODER, description="name, hub id or local folder of the encoder"
+    )
     template: str = Field(default="{text}", description="what is embedded, with {field} placeholders")
     name: ReferenceText | None = Field(default=None, description="default: CORPUS.ENCODER")
     dtype: Literal["float32", "float16"] = Field(default="float32", description="of the stored vectors")
@@ -84,8 +87,12 @@ class ScoreRequest(_Request):
 
     kind: Literal["score"] = "score"
     corpus: ReferenceText
-    original: str = Field(min_length=1, description="hub id, local folder or .gguf file of the original model")
-    pruned: str = Field(min_length=1, description="the same of the pruned model, which has the same tokenizer")
+    original: ModelName = Field(
+        min_length=1, description="hub id, local folder or .gguf file of the original model"
+    )
+    pruned: ModelName = Field(
+        min_length=1, description="the same of the pruned model, which has the same tokenizer"
+    )
     name: ReferenceText | None = Field(default=None, description="default: CORPUS.scores")
     prompt: str | None = Field(
         default=None,
@@ -130,7 +137,7 @@ class IndexRequest(_Request):
 
     kind: Literal["index"] = "index"
     corpus: ReferenceText
-    encoder: str | None = Field(default=None, description="which embeddings; default: the newest")
+    encoder: EncoderName | None = Field(default=None, description="which embeddings; default: the newest")
     name: ReferenceText | None = Field(default=None, description="default: EMBEDDINGS.KIND")
     index_kind: IndexKind = "auto"
     recall: float = Field(default=0.95, gt=0, le=1, description="target of recall@10 against brute force")
@@ -168,11 +175,11 @@ class PilotRequest(_Request):
     label: FieldName | None = Field(
         default=None, description="linear_probe: metadata key or column with the documents' classes"
     )
-    encoder: str = Field(default=DEFAULT_ENCODER, description="linear_probe: encoder of the documents")
+    encoder: EncoderName = Field(default=DEFAULT_ENCODER, description="linear_probe: encoder of the documents")
     template: str = Field(
         default="{text}", description="linear_probe: what is embedded, with {field} placeholders"
     )
-    train_command: str | None = Field(
+    train_command: Program | None = Field(
         default=None,
         min_length=1,
         description="command: the program and its arguments, with {mixture}, {rows}, {validation}, {size}, {seed} "
@@ -233,7 +240,7 @@ class NearDuplicatesRequest(_Request):
         description="least similarity: Jaccard of minhash, default 0.8; cosine of semantic, default 0.95",
     )
     template: str = Field(default="{text}", description="what is compared, with {field} placeholders")
-    encoder: str | None = Field(
+    encoder: EncoderName | None = Field(
         default=None, description=f"semantic: name, hub id or local folder; default: {DEFAULT_ENCODER}"
     )
     name: ReferenceText | None = Field(default=None, description="default: CORPUS.near-duplicates")

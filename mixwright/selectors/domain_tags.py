@@ -8,7 +8,7 @@ has the presets' provenance and what the published experiments do not show.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,8 @@ from mixwright.selectors.baselines import (
     UniMax,
     WeightedSelector,
 )
-from mixwright.selectors.mixture import Mixture, mix, split_stages
+from mixwright.selectors.cuts import one_stage, split_stages
+from mixwright.selectors.mixture import Mixture, mix
 from mixwright.selectors.pool import Pool, Source
 from mixwright.selectors.tags import field_values, render
 from mixwright.templates import template_fields
@@ -67,15 +68,33 @@ ALWAYS_WARNING = (
 )
 
 
-@dataclass(frozen=True)
-class DomainTags:
-    """Prepends a tag, by default the source's domain name, to the documents of a mixture.
+class PreparedTags(NamedTuple):
+    """The tags of a pool's documents, null where there is none, and the ``values`` of their fields, by source.
 
-    ``preset`` fills every tag field that is not given. The mixture's weights come from ``weights``.
+    ``kept`` has the values that are common enough, under ``min_docs``; ``eligible`` are the rows (m,) of each
+    source that may be selected, None for all.
+    """
+
+    plan: TagPlan
+    values: list[pl.DataFrame]
+    tags: list[pl.Series]
+    kept: pl.DataFrame | None
+    eligible: list[Int64Array | None]
+
+    @property
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """What is published beside the plan."""
+        return {} if self.kept is None else {KEPT_VALUES: self.kept}
+
+
+@dataclass(frozen=True)
+class TagForm:
+    """A tag, by default the source's domain name, and when it stands before a document.
+
+    ``preset`` fills every field that is not given.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
-    kind: Literal["domain-tags"] = "domain-tags"
     preset: Annotated[Preset, Field(description="published form that fills the fields left out")] = "meco"
     template: Annotated[str | None, Field(description="the tag, with {field} placeholders")] = None
     empty: Annotated[str | None, Field(description="what stands in place of a dropped tag")] = None
@@ -93,15 +112,9 @@ class DomainTags:
     ] = "plain"
     unknown: Annotated[str, Field(min_length=1, description="value under missing=unknown")] = "unknown"
     min_docs: Annotated[int, Field(ge=0, description="a value of fewer documents counts as missing")] = 0
-    weights: Annotated[
-        Literal["proportional", "uniform", "temperature", "unimax"], Field(description="share of each source")
-    ] = "proportional"
-    temperature: Annotated[TemperatureValue, Field(description="τ, under weights=temperature")] = 3.33
-    max_epochs: MaxEpochs = 4.0
-    seed: Seed = 0
 
-    def select(self, pool: Pool, budget: Budget) -> Mixture:
-        """Raises ConfigError for a bad template, DataError under missing=fail, ShortfallError."""
+    def prepare(self, pool: Pool) -> PreparedTags:
+        """The tags of the pool. Raises ConfigError for a bad template, DataError for what lacks its field."""
         plan = self.plan()
         names = template_fields(plan.template)
         values = [field_values(source.frame, names) for source in pool.sources]
@@ -111,27 +124,7 @@ class DomainTags:
         eligible = [_tagged_rows(column) if plan.missing == "skip" else None for column in tags]
         if self._as_token():
             plan = plan.model_copy(update={"special_tokens": sorted(set(pl.concat(tags).drop_nulls()))})
-        mixture = mix(
-            pool,
-            budget,
-            self._weighted().weights(pool),
-            selector=self.kind,
-            max_epochs=self.max_epochs,
-            seed=self.seed,
-            eligible=eligible,
-        )
-        if plan.schedule == "cooldown":
-            stages = split_stages(mixture, pool, plan.cooldown)
-        else:
-            stages = (mixture.stages[0].model_copy(update={"name": "tagged", "tagged": True}),)
-        return replace(
-            mixture,
-            stages=stages,
-            tags=plan,
-            tables={} if kept is None else {KEPT_VALUES: kept},
-            report={"coverage": coverage(pool, values, tags, kept)},
-            warnings=(*mixture.warnings, *_schedule_warnings(plan, len(stages))),
-        )
+        return PreparedTags(plan, values, tags, kept, eligible)
 
     def plan(self) -> TagPlan:
         """The tag plan: the preset's fields, and over them those that are given."""
@@ -146,11 +139,6 @@ class DomainTags:
     def _as_token(self) -> bool:
         preset = bool(PRESETS[self.preset].get("as_token", False)) and self.template is None
         return preset if self.as_token is None else self.as_token
-
-    def _weighted(self) -> WeightedSelector:
-        if self.weights == "temperature":
-            return Temperature(temperature=self.temperature)
-        return {"proportional": Proportional(), "uniform": Uniform(), "unimax": UniMax()}[self.weights]
 
     def _refuse_missing(self, pool: Pool, plan: TagPlan, tags: list[pl.Series]) -> None:
         total = sum(column.null_count() for column in tags)
@@ -170,10 +158,59 @@ class DomainTags:
             )
 
 
-def coverage(
-    pool: Pool, values: list[pl.DataFrame], tags: list[pl.Series], kept: pl.DataFrame | None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class DomainTags(TagForm):
+    """Prepends a tag, by default the source's domain name, to the documents of a mixture.
+
+    ``preset`` fills every tag field that is not given. The mixture's weights come from ``weights``.
+    """
+
+    kind: Literal["domain-tags"] = "domain-tags"
+    weights: Annotated[
+        Literal["proportional", "uniform", "temperature", "unimax"], Field(description="share of each source")
+    ] = "proportional"
+    temperature: Annotated[TemperatureValue, Field(description="τ, under weights=temperature")] = 3.33
+    max_epochs: MaxEpochs = 4.0
+    seed: Seed = 0
+
+    def select(self, pool: Pool, budget: Budget) -> Mixture:
+        """Raises ConfigError for a bad template, DataError under missing=fail, ShortfallError."""
+        prepared = self.prepare(pool)
+        mixture = mix(
+            pool,
+            budget,
+            self._weighted().weights(pool),
+            selector=self.kind,
+            max_epochs=self.max_epochs,
+            seed=self.seed,
+            eligible=prepared.eligible,
+        )
+        tagged = with_tags(tagged_stages(mixture, pool, prepared.plan), pool, prepared)
+        return replace(tagged, report={"coverage": tagged.report["coverage"]})
+
+    def _weighted(self) -> WeightedSelector:
+        if self.weights == "temperature":
+            return Temperature(temperature=self.temperature)
+        return {"proportional": Proportional(), "uniform": Uniform(), "unimax": UniMax()}[self.weights]
+
+
+def tagged_stages(mixture: Mixture, pool: Pool, plan: TagPlan) -> Mixture:
+    """A mixture of one stage as the plan's schedule wants it: tagged, and under cooldown with a plain end."""
+    if plan.schedule == "cooldown":
+        return split_stages(mixture, pool, plan.cooldown)
+    return one_stage(mixture, pool, "tagged", tagged=True)
+
+
+def with_tags(mixture: Mixture, pool: Pool, prepared: PreparedTags) -> Mixture:
+    """The mixture with the tags that its stages say."""
+    warnings = (*mixture.warnings, *_schedule_warnings(prepared.plan, mixture))
+    report = {**mixture.report, "coverage": coverage(pool, prepared)}
+    return replace(mixture, tags=prepared.plan, tables=prepared.tables, report=report, warnings=warnings)
+
+
+def coverage(pool: Pool, prepared: PreparedTags) -> dict[str, Any]:
     """What share of the pool can be tagged, by source and by field, and the 20 commonest values of each."""
+    _, values, tags, kept, _ = prepared
     sources = [_source_coverage(source, column) for source, column in zip(pool.sources, tags, strict=True)]
     tokens = pl.Series("tokens", np.concatenate([source.n_tokens for source in pool.sources]))
     every, every_tag = pl.concat(values), pl.concat(tags)
@@ -237,9 +274,9 @@ def _tagged_rows(tags: pl.Series) -> Int64Array | None:
     return np.flatnonzero(tags.is_not_null().to_numpy()).astype(np.int64)
 
 
-def _schedule_warnings(plan: TagPlan, n_stages: int) -> list[str]:
+def _schedule_warnings(plan: TagPlan, mixture: Mixture) -> list[str]:
     if plan.schedule == "always":
         return [ALWAYS_WARNING]
-    if plan.schedule == "cooldown" and n_stages == 1:
+    if plan.schedule == "cooldown" and len(mixture.stages) == 1:
         return ["the mixture is too small for its cooldown: it holds no document of the last stage"]
     return []

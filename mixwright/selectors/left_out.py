@@ -17,6 +17,7 @@ from mixwright.selectors.mixture import Mixture, Selection
 from mixwright.selectors.pool import Pool, Source
 
 BoolArray = npt.NDArray[np.bool_]
+Int64Array = npt.NDArray[np.int64]
 KeepOrDrop = Literal["keep", "drop"]
 
 
@@ -58,14 +59,15 @@ def in_corpora(mixture: Mixture, pool: Pool) -> Mixture:
     """The mixture with rows of the corpora in place of rows of the pool's sources."""
     sources = {source.ref: source for source in pool.sources}
     pairs = zip(mixture.components, mixture.selections, strict=True)
-    return replace(mixture, selections=tuple(_in_corpus(each, sources[part.source]) for part, each in pairs))
+    return replace(mixture, selections=tuple(renumbered(each, sources[part.source].stays) for part, each in pairs))
 
 
-def _in_corpus(selection: Selection, source: Source) -> Selection:
-    if source.stays is None:
+def renumbered(selection: Selection, numbers: Int64Array | None) -> Selection:
+    """The selection with ``numbers`` (n,) for its row numbers; None changes nothing."""
+    if numbers is None:
         return selection
-    rows = source.stays if selection.rows is None else source.stays[selection.rows]
-    return replace(selection, rows=rows, remainder=source.stays[selection.remainder])
+    rows = numbers if selection.rows is None else numbers[selection.rows]
+    return replace(selection, rows=rows, remainder=numbers[selection.remainder])
 
 
 def _stays(source: Source, exclusion: Exclusion) -> BoolArray:

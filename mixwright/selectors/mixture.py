@@ -189,30 +189,6 @@ def refuse_shortfall(pool: Pool, budget: Budget, tokens: Int64Array, what: str) 
         )
 
 
-def split_stages(mixture: Mixture, pool: Pool, last_share: float) -> tuple[Stage, ...]:
-    """Two stages, tagged then plain: ``last_share`` of every component's tokens is in the second.
-
-    Each component is cut where its served rows, in their served order, come nearest to that many tokens.
-    """
-    sources = {source.ref: source for source in pool.sources}
-    starts, tokens_before = [], 0
-    for number, (component, selection) in enumerate(zip(mixture.components, mixture.selections, strict=True)):
-        target = component.n_tokens * (1 - last_share)
-        cut, tokens = _cut(sources[component.source], selection, target, mixture.seed, number)
-        starts.append(cut)
-        tokens_before += tokens
-    counts = [component.n_rows - start for component, start in zip(mixture.components, starts, strict=True)]
-    stages = [
-        ("tagged", True, tokens_before, [0] * len(starts), starts),
-        ("cooldown", False, mixture.n_tokens - tokens_before, starts, counts),
-    ]
-    return tuple(
-        Stage(name=name, tagged=tagged, n_rows=sum(count), n_tokens=tokens, starts=start, counts=count)
-        for name, tagged, tokens, start, count in stages
-        if sum(count)
-    )
-
-
 def smallest_of(ids: npt.NDArray[np.uint64], n: int, seed: int = 0) -> Int64Array:
     """The ``n`` rows (n,) whose documents' keyed hashes are smallest: the first of ``smallest_hashes``."""
     return np.argsort(keyed_hash(ids, _SELECTION, seed), kind="stable")[:n]
@@ -232,12 +208,26 @@ def _select_tokens(
     seed: int,
     eligible: Sequence[Int64Array | None],
 ) -> list[Selection]:
-    sizes = [_tokens_of(source, rows) for source, rows in zip(pool.sources, eligible, strict=True)]
+    sizes = [tokens_of(source, rows) for source, rows in zip(pool.sources, eligible, strict=True)]
     capacities = np.asarray(sizes, dtype=np.float64) * max_epochs
     _check_capacity(pool, weights, capacities, total, "tokens", max_epochs)
-    amounts = water_fill(weights, capacities, total)
-    selections = []
-    for source, rows, size, amount in zip(pool.sources, eligible, sizes, amounts, strict=True):
+    return select_amounts(pool, water_fill(weights, capacities, total), capacities, seed, eligible)
+
+
+def select_amounts(
+    pool: Pool,
+    amounts: FloatArray,
+    capacities: FloatArray,
+    seed: int,
+    eligible: Sequence[Int64Array | None],
+) -> list[Selection]:
+    """The selections that serve ``amounts`` (k,) of tokens, filled up to their sum within ``capacities`` (k,).
+
+    Raises ShortfallError for an amount that is less than the shortest document.
+    """
+    total, selections = round(float(amounts.sum())), []
+    for source, rows, amount in zip(pool.sources, eligible, amounts, strict=True):
+        size = tokens_of(source, rows)
         # A share that is a whole number of tokens up to rounding is that number.
         target = int(amount + 1e-6)
         n_selected = len(source.n_tokens) if rows is None else len(rows)
@@ -291,18 +281,26 @@ def _select_documents(
     n_docs = np.asarray(
         [len(s.n_tokens) if rows is None else len(rows) for s, rows in zip(pool.sources, eligible, strict=True)]
     )
-    sizes = np.asarray([_tokens_of(s, rows) for s, rows in zip(pool.sources, eligible, strict=True)])
+    sizes = np.asarray([tokens_of(s, rows) for s, rows in zip(pool.sources, eligible, strict=True)])
     # Weights are shares of tokens: a source of long documents gets fewer of them.
     documents = np.divide(weights * n_docs, sizes, out=np.zeros(len(weights)), where=sizes > 0)
     capacities = np.floor(n_docs * max_epochs)
     _check_capacity(pool, documents, capacities, total, "documents", max_epochs)
     amounts = water_fill(documents, capacities, total)
     counts = largest_remainder(amounts, total, capacities.astype(np.int64))
+    return select_counts(pool, counts, seed, eligible)
+
+
+def select_counts(
+    pool: Pool, counts: Int64Array, seed: int, eligible: Sequence[Int64Array | None]
+) -> list[Selection]:
+    """The selections that serve ``counts`` (k,) of documents."""
     selections = []
-    for source, rows, n_selected, count in zip(pool.sources, eligible, n_docs, counts, strict=True):
-        passes, left = divmod(int(count), int(n_selected)) if n_selected else (0, 0)
+    for source, rows, count in zip(pool.sources, eligible, counts, strict=True):
+        n_selected = len(source.n_tokens) if rows is None else len(rows)
+        passes, left = divmod(int(count), n_selected) if n_selected else (0, 0)
         remainder = np.sort(smallest_hashes(source, rows, seed)[:left])
-        selections.append(Selection(int(n_selected), passes, rows, remainder))
+        selections.append(Selection(n_selected, passes, rows, remainder))
     return selections
 
 
@@ -320,12 +318,13 @@ def _check_capacity(
         )
 
 
-def _tokens_of(source: Source, rows: Int64Array | None) -> int:
+def tokens_of(source: Source, rows: Int64Array | None) -> int:
+    """The tokens of these rows of a source, None for all."""
     return int(source.n_tokens.sum() if rows is None else source.n_tokens[rows].sum())
 
 
 def _served_tokens(source: Source, selection: Selection) -> int:
-    whole = selection.passes * _tokens_of(source, selection.rows)
+    whole = selection.passes * tokens_of(source, selection.rows)
     return whole + int(source.n_tokens[selection.remainder].sum())
 
 
@@ -340,7 +339,7 @@ def _component(
         target_weight=target,
         n_rows=selection.n_rows,
         n_tokens=tokens,
-        epochs=tokens / _tokens_of(source, selection.rows),
+        epochs=tokens / tokens_of(source, selection.rows),
         n_selected=selection.n_selected,
         passes=selection.passes,
         n_remainder=len(selection.remainder),
@@ -355,15 +354,3 @@ def _cap_warnings(components: Sequence[MixtureComponent], max_epochs: float) -> 
         for component in components
         if component.epochs > 0.99 * max_epochs and component.target_weight - component.weight > 0.001
     )
-
-
-def _cut(source: Source, selection: Selection, target: float, seed: int, component: int) -> tuple[int, int]:
-    """How many served rows come nearest to ``target`` tokens, and how many tokens those have."""
-    per_pass = _tokens_of(source, selection.rows)
-    whole = min(int(target // per_pass), selection.passes)
-    start = whole * selection.n_selected
-    stop = min(start + selection.n_selected, selection.n_rows)
-    rows, _ = selection.served(np.arange(start, stop), seed, component)
-    tokens = np.concatenate([[0], np.cumsum(source.n_tokens[rows])]) + whole * per_pass
-    nearest = int(np.argmin(np.abs(tokens - target)))
-    return start + nearest, int(tokens[nearest])

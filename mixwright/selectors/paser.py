@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field
 from mixwright.errors import ConfigError, DataError
 from mixwright.schemas.defaults import DEFAULT_ENCODER
 from mixwright.schemas.mixtures import Budget
+from mixwright.schemas.reads import EncoderName
 from mixwright.selectors.baselines import Seed
 from mixwright.selectors.clustering import Clustering, fit_clustering
 from mixwright.selectors.consistency import CONSISTENT, Conflicts, find_conflicts, left_out, near_duplicates
@@ -98,7 +99,9 @@ class Paser:
     target_share: Annotated[
         float, Field(gt=0, le=1, description="share of the pool that is near, under target_examples")
     ] = 0.25
-    encoder: Annotated[str, Field(description="name, hub id or local folder of the encoder")] = DEFAULT_ENCODER
+    encoder: Annotated[EncoderName, Field(description="name, hub id or local folder of the encoder")] = (
+        DEFAULT_ENCODER
+    )
     embed: Annotated[
         Literal["instruction", "response", "both"], Field(description="what of a document is clustered")
     ] = "instruction"

@@ -77,7 +77,8 @@ class Source:
     ``frame`` holds its document rows in row order, lazily, and ``reader`` gives some of them fast; ``columns``
     are frames, in the same order, of attributes by name; ``vectors`` (n, d) embed its documents. Where only a
     ``sample`` of it is embedded, that is a source of its own. Of a corpus of which documents are left out, all
-    of this is of those that stay, and ``stays`` (n,) are their rows in the corpus.
+    of this is of those that stay, and ``stays`` (n,) are their rows in the corpus. ``attribute_names`` are
+    those of all attributes that there are, read or not.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Source:
     made_from: tuple[ArtifactInput, ...] = ()
     sample: Source | None = None
     stays: Int64Array | None = None
+    attribute_names: Sequence[str] = ()
 
     @cached_property
     def n_tokens(self) -> Int64Array:
@@ -322,6 +324,7 @@ def _open_source(
             ArtifactInput(kind=each.kind, ref=each.ref, fingerprint=each.fingerprint)
             for each in {each.ref: each for each in read}.values()
         ),
+        attribute_names=Attributes.names(store, corpus) if wanted else (),
     )
 
 

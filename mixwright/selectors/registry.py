@@ -7,13 +7,14 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from mixwright.selectors.baselines import Proportional, Random, Temperature, Uniform, UniMax
+from mixwright.selectors.declared import Declared
 from mixwright.selectors.domain_tags import DomainTags
 from mixwright.selectors.paser import Paser
 from mixwright.selectors.projektor.selector import Projektor
 from mixwright.selectors.retrieval import Retrieval
 
 AnySelector = Annotated[
-    Uniform | Proportional | Temperature | UniMax | Random | DomainTags | Paser | Projektor | Retrieval,
+    Uniform | Proportional | Temperature | UniMax | Random | Declared | DomainTags | Paser | Projektor | Retrieval,
     Field(discriminator="kind"),
 ]
 SELECTOR_ADAPTER: TypeAdapter[AnySelector] = TypeAdapter(AnySelector)
@@ -21,6 +22,17 @@ SELECTOR_ADAPTER: TypeAdapter[AnySelector] = TypeAdapter(AnySelector)
 
 SELECTORS = {
     each.kind: each
-    for each in (Uniform, Proportional, Temperature, UniMax, Random, DomainTags, Paser, Projektor, Retrieval)
+    for each in (
+        Uniform,
+        Proportional,
+        Temperature,
+        UniMax,
+        Random,
+        Declared,
+        DomainTags,
+        Paser,
+        Projektor,
+        Retrieval,
+    )
 }
 """Selector classes by kind."""

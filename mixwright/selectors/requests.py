@@ -22,7 +22,9 @@ class SelectRequest(BaseModel):
     name: ReferenceText = Field(description="name of the mixture, or name@version")
     sources: list[ReferenceText] = Field(min_length=1, description="corpora of the pool")
     selector: AnySelector
-    budget: Budget
+    budget: Budget | None = Field(
+        default=None, description="tokens or documents; left out where stages say how much they serve"
+    )
     near_duplicates: KeepOrDrop = Field(
         default="keep", description="drop: of each cluster of near-duplicates only the first is selected from"
     )
@@ -32,6 +34,12 @@ class SelectRequest(BaseModel):
     workers: int | None = Field(
         default=None, ge=1, description="resource: Ray workers; default: none below 2 million vectors"
     )
+
+    @model_validator(mode="after")
+    def _has_a_size(self) -> Self:
+        if self.budget is None and not getattr(self.selector, "sizes_itself", False):
+            raise ValueError("a budget is either tokens or documents: give exactly one of the two")
+        return self
 
     @property
     def exclusions(self) -> dict[str, Exclusion]:

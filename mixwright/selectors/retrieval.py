@@ -19,6 +19,7 @@ from mixwright.errors import ConfigError, DataError
 from mixwright.hashing import keyed_hash
 from mixwright.schemas.defaults import DEFAULT_ENCODER
 from mixwright.schemas.mixtures import Budget
+from mixwright.schemas.reads import EncoderName
 from mixwright.selectors.baselines import Seed
 from mixwright.selectors.documents import Documents
 from mixwright.selectors.mixture import Mixture, assemble, drawn_once, refuse_shortfall
@@ -66,7 +67,9 @@ class Retrieval:
     dedup_threshold: Annotated[
         float, Field(gt=0, le=1, description="cosine from which two documents repeat each other, under dedup")
     ] = 0.95
-    encoder: Annotated[str, Field(description="name, hub id or local folder of the encoder")] = DEFAULT_ENCODER
+    encoder: Annotated[EncoderName, Field(description="name, hub id or local folder of the encoder")] = (
+        DEFAULT_ENCODER
+    )
     embed: Annotated[
         Literal["instruction", "response", "both"], Field(description="what of a document is compared")
     ] = "both"

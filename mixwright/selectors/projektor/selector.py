@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field
 from mixwright.errors import ConfigError
 from mixwright.schemas.defaults import DEFAULT_ENCODER
 from mixwright.schemas.mixtures import Budget
+from mixwright.schemas.reads import EncoderName
 from mixwright.schemas.references import ReferenceText
 from mixwright.schemas.training_runs import Direction, Metric, TrainingRun, Unit
 from mixwright.selectors.allocation import water_fill
@@ -86,7 +87,9 @@ class Projektor:
     centroids: Annotated[
         int, Field(ge=0, description="points that a source is compressed to; 0: all its pilot documents")
     ] = 256
-    encoder: Annotated[str, Field(description="name, hub id or local folder of the encoder")] = DEFAULT_ENCODER
+    encoder: Annotated[EncoderName, Field(description="name, hub id or local folder of the encoder")] = (
+        DEFAULT_ENCODER
+    )
     template: Annotated[str, Field(min_length=1, description="what of a document is embedded")] = "{text}"
     max_epochs: MaxEpochs = 4.0
     seed: Seed = 0
