@@ -14,6 +14,7 @@ import pyarrow as pa
 from fsspec.core import has_magic
 
 from mixwright.errors import ConfigError, DataError, MissingExtraError
+from mixwright.jobs.confinement import open_input
 from mixwright.schemas.requests import InputFormat
 
 _SUFFIXES = {
@@ -118,10 +119,11 @@ def find_input_files(paths: Sequence[str], format: InputFormat) -> tuple[list[In
 def open_stored(file: InputFile, advance: Advance) -> Iterator[BinaryIO]:
     """The file's bytes as stored; ``advance`` is told of every byte once, also of those never asked for.
 
-    Raises DataError, at any read, where the file system fails.
+    Raises DataError, at any read, where the file system fails, ForbiddenError for a file that a confined job
+    may not read.
     """
     with _unreadable_is_data_error(file.name):
-        handle = file.filesystem.open(file.path, "rb")
+        handle = open_input(file.filesystem, file.path)
     raw = _CountedReader(handle, file.name, file.size(), advance)
     with cast(BinaryIO, io.BufferedReader(raw, _BUFFER_BYTES)) as stream:
         yield stream
