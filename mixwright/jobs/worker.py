@@ -22,14 +22,16 @@ from types import FrameType
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from mixwright.config import Settings, configure_logging
+from mixwright.config import Settings
 from mixwright.errors import ConflictError, JobError, MixwrightError
 from mixwright.jobs.board import LEASE, Board, Claim, log_path
+from mixwright.jobs.confinement import Confinement, confined
 from mixwright.jobs.database import Database
 from mixwright.jobs.train_command import refuse_train_command
-from mixwright.schemas.jobs import JobProgress, JobResult
+from mixwright.logs import configure_logging
+from mixwright.remote.store import store_of
+from mixwright.schemas.jobs import Job, JobProgress, JobResult
 from mixwright.schemas.requests import EmbedRequest, PilotRequest
-from mixwright.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ _TERMINATED = 128 + signal.SIGTERM
 class Worker:
     """Runs the board's jobs, one at a time, in a thread beside the service.
 
-    ``on_success`` is called with the result of every job that succeeded.
+    ``on_success`` is called with the result of every job that succeeded, ``on_end`` with every job that has ended.
     """
 
     def __init__(
@@ -55,11 +57,13 @@ class Worker:
         board: Board,
         on_success: Callable[[JobResult], None],
         grace_seconds: float = _GRACE_SECONDS,
+        on_end: Callable[[Job], None] | None = None,
     ) -> None:
         self._settings = settings
         self._board = board
         self._on_success = on_success
         self._grace_seconds = grace_seconds
+        self._on_end = on_end
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._stopping = threading.Event()
         self._wake = threading.Event()
@@ -75,10 +79,14 @@ class Worker:
         """Look at the board now: there is a new job."""
         self._wake.set()
 
-    def stop(self) -> None:
-        """End the running job, put it back into the queue, and wait for the thread."""
+    def ask_to_stop(self) -> None:
+        """Begin to stop: the running job ends and goes back into the queue, in its own time."""
         self._stopping.set()
         self._wake.set()
+
+    def stop(self) -> None:
+        """End the running job, put it back into the queue, and wait for the thread."""
+        self.ask_to_stop()
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -111,7 +119,8 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=_environment(self._settings),
+                # Its log is for people.
+                env=environment_of(self._settings) | {"MIXWRIGHT_LOG_FORMAT": "text"},
                 start_new_session=True,
             )
         try:
@@ -119,6 +128,12 @@ class Worker:
         finally:
             # Whatever happened above, no process of the job outlives its worker's interest in it.
             _end_group(child, self._grace_seconds)
+        self._tell(self._board.get(claim.job_id))
+
+    def _tell(self, job: Job) -> None:
+        _log.info("job %s (%s), attempt %d: %s", job.id, job.kind, job.attempts, job.state)
+        if job.is_final and self._on_end is not None:
+            self._on_end(job)
 
     def _watch(self, claim: Claim, child: subprocess.Popen[bytes]) -> None:
         """Follow a running job to its end."""
@@ -128,14 +143,21 @@ class Worker:
             now = time.monotonic()
             if self._stopping.is_set():
                 return self._give_back(claim, child)
-            if now >= next_look:
-                next_look = now + _WATCH_SECONDS
-                if self._board.get(claim.job_id).cancel_requested:
-                    return self._cancel(claim, child)
-            if now >= next_heartbeat:
-                next_heartbeat = now + _HEARTBEAT_SECONDS
-                if not self._board.heartbeat(claim):
-                    return self._let_go(claim, child)
+            cancelled, held = False, True
+            try:
+                if now >= next_look:
+                    next_look = now + _WATCH_SECONDS
+                    cancelled = self._board.get(claim.job_id).cancel_requested
+                if now >= next_heartbeat:
+                    next_heartbeat = now + _HEARTBEAT_SECONDS
+                    held = self._board.heartbeat(claim)
+            except SQLAlchemyError as error:
+                # Should another worker have taken it over meanwhile, the next heartbeat tells.
+                _log.warning("job %s runs on while the board does not answer: %s", claim.job_id, error)
+            if cancelled:
+                return self._cancel(claim, child)
+            if not held:
+                return self._let_go(claim, child)
         # Without effect on a job that has written its result or its error, as all do that do not die.
         self._board.fail(claim, JobError(_cause_of_death(claim.job_id, child.returncode)))
         return self._conclude(claim)
@@ -195,10 +217,13 @@ def _run_claimed(settings: Settings, board: Board, job_id: str) -> int:
         request = REQUEST_ADAPTER.validate_python({"kind": job.kind, **job.request})
         if isinstance(request, PilotRequest):
             refuse_train_command(request.evaluator, settings)
+        confinement = Confinement.of(settings)
+        confinement.check(request)
         if isinstance(request, EmbedRequest | PilotRequest) and request.workers is None:
             request = request.model_copy(update={"workers": settings.workers})
         progress = BoardProgress(board, claim)
-        manifest = run_request(Store(settings.home), request, progress)
+        with confined(confinement):
+            manifest = run_request(store_of(settings), request, progress)
         progress.flush()
         board.succeed(claim, manifest)
     except MixwrightError as error:
@@ -260,8 +285,8 @@ class BoardProgress:
         )
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    """The environment of a job's process: it reads the same settings."""
+def environment_of(settings: Settings) -> dict[str, str]:
+    """The environment of another process that is to read the same settings."""
     values = {f"MIXWRIGHT_{name.upper()}": value for name, value in settings.model_dump().items()}
     values["MIXWRIGHT_DATABASE_URL"] = settings.catalog_url
     fixed = {name: str(value) for name, value in values.items() if value is not None}

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections import Counter, OrderedDict
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 from mixwright.errors import MixwrightError
 from mixwright.indexes.datastores.datastore import Answer, Datastore
 from mixwright.schemas.datastores import SearchRequest
 
+_log = logging.getLogger(__name__)
+
 _OPEN_DATASTORES = 8
+
+Observe = Callable[[int, float], None]
+"""Told of each search: the queries that were searched together, and the seconds that it took."""
+
+
+def _unobserved(n_queries: int, seconds: float) -> None:
+    return None
 
 
 @dataclass
@@ -21,7 +33,7 @@ class _Waiting:
     """A search, and what became of it once a thread has taken it up."""
 
     request: SearchRequest
-    answer: Answer | MixwrightError | None = None
+    answer: Answer | Exception | None = None
 
 
 class GatheredSearch:
@@ -31,8 +43,9 @@ class GatheredSearch:
     Nobody waits for others to come: a search alone is answered at once.
     """
 
-    def __init__(self, datastore: Datastore) -> None:
+    def __init__(self, datastore: Datastore, observe: Observe = _unobserved) -> None:
         self.datastore = datastore
+        self._observe = observe
         self._waiting: list[_Waiting] = []
         self._list = threading.Lock()
         self._searching = threading.Lock()
@@ -54,17 +67,33 @@ class GatheredSearch:
         raise mine.answer or RuntimeError("a search was left without an answer")
 
     def _answer(self, taken: list[_Waiting]) -> None:
-        ordered = sorted(taken, key=_kind)
-        for _, group in groupby(ordered, key=_kind):
-            together = list(group)
-            try:
-                answers = self.datastore.search_together([each.request for each in together])
-            except MixwrightError as error:
-                for each in together:
-                    each.answer = error
-            else:
-                for each, answer in zip(together, answers, strict=True):
-                    each.answer = answer
+        for _, group in groupby(sorted(taken, key=_kind), key=_kind):
+            self._answer_together(list(group))
+
+    def _answer_together(self, together: list[_Waiting]) -> None:
+        began = time.monotonic()
+        try:
+            answers = self.datastore.search_together([each.request for each in together])
+        except MixwrightError as error:
+            for each in together:
+                each.answer = error
+        except Exception as error:  # noqa: BLE001  # the thread of the request raises it
+            if len(together) == 1:
+                together[0].answer = error
+                return
+            # It may be the fault of one of them, or of all of them together: out of memory, say.
+            _log.warning("%d searches failed together (%r): each is tried alone", len(together), error)
+            for each in together:
+                self._answer_together([each])
+            return
+        else:
+            for each, answer in zip(together, answers, strict=True):
+                each.answer = answer
+        self._observe(sum(_n_queries(each.request) for each in together), time.monotonic() - began)
+
+
+def _n_queries(request: SearchRequest) -> int:
+    return len(request.queries if request.queries is not None else request.vectors or ())
 
 
 def _kind(waiting: _Waiting) -> str:
@@ -74,44 +103,80 @@ def _kind(waiting: _Waiting) -> str:
     return f"{own}{request.queries is None} {request.options.model_dump_json()}"
 
 
+@dataclass(eq=False)
+class _Opened:
+    """A datastore that one thread opens, and others wait for; how many use it, or are about to."""
+
+    search: Future[GatheredSearch] = field(default_factory=Future)
+    users: int = 0
+
+    def close(self) -> None:
+        if self.search.exception() is None:
+            self.search.result().datastore.close()
+
+
 class OpenDatastores:
     """The datastores of a service, the last few kept open."""
 
-    def __init__(self, open_datastore: Callable[[str], Datastore]) -> None:
-        """``open_datastore`` opens one by its ref."""
+    def __init__(self, open_datastore: Callable[[str], Datastore], observe: Observe = _unobserved) -> None:
+        """``open_datastore`` opens one by its ref; ``observe`` is told of every search."""
         self._open_datastore = open_datastore
+        self._observe = observe
         self._lock = threading.Lock()
-        self._open: OrderedDict[tuple[str, str], GatheredSearch] = OrderedDict()
-        self._users: Counter[GatheredSearch] = Counter()
+        self._open: OrderedDict[tuple[str, str], _Opened] = OrderedDict()
 
     @contextmanager
     def of(self, ref: str, fingerprint: str) -> Iterator[GatheredSearch]:
         """The datastore of that ref, which stays open while the block runs.
 
-        Raises NotFoundError, DataError for damaged files.
+        One thread opens it, and others wait only for a datastore that they want themselves. Where it does not
+        open, all who wait get the same error, and the next one tries again. Raises NotFoundError, DataError for
+        damaged files.
         """
-        with self._lock:
-            found = self._open.pop((ref, fingerprint), None) or GatheredSearch(self._open_datastore(ref))
-            self._open[ref, fingerprint] = found
-            self._users[found] += 1
-            while len(self._open) > _OPEN_DATASTORES:
-                _, oldest = self._open.popitem(last=False)
-                self._close_unused(oldest)
+        opened, is_opener = self._taken((ref, fingerprint))
         try:
-            yield found
+            if is_opener:
+                self._open_for_all(ref, (ref, fingerprint), opened)
+            yield opened.search.result()
         finally:
-            with self._lock:
-                self._users[found] -= 1
-                self._close_unused(found)
-
-    def _close_unused(self, found: GatheredSearch) -> None:
-        """Close one that is not kept any more, unless searches go on in it: the last of them will."""
-        if not self._users[found] and found not in self._open.values():
-            del self._users[found]
-            found.datastore.close()
+            self._given_back(opened)
 
     def close(self) -> None:
-        """Let go of all of them."""
+        """Let go of all of them; one that is in use is closed by its last user."""
         with self._lock:
-            while self._open:
-                self._open.popitem()[1].datastore.close()
+            kept = list(self._open.values())
+            self._open.clear()
+            unused = [opened for opened in kept if not opened.users]
+        for opened in unused:
+            opened.close()
+
+    def _taken(self, key: tuple[str, str]) -> tuple[_Opened, bool]:
+        """The datastore, with one more user; and whether that user has to open it."""
+        with self._lock:
+            found = self._open.pop(key, None)
+            opened = found or _Opened()
+            self._open[key] = opened
+            opened.users += 1
+            too_many = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - _OPEN_DATASTORES)]
+            unused = [each for each in too_many if not each.users]
+        for each in unused:
+            each.close()
+        return opened, found is None
+
+    def _open_for_all(self, ref: str, key: tuple[str, str], opened: _Opened) -> None:
+        try:
+            opened.search.set_result(GatheredSearch(self._open_datastore(ref), self._observe))
+        except BaseException as error:
+            with self._lock:
+                if self._open.get(key) is opened:
+                    del self._open[key]
+            opened.search.set_exception(error)
+            raise
+
+    def _given_back(self, opened: _Opened) -> None:
+        """One user less; the last one closes what is not kept any more."""
+        with self._lock:
+            opened.users -= 1
+            done = not opened.users and opened not in self._open.values()
+        if done:
+            opened.close()

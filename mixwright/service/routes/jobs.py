@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from fastapi import APIRouter, Body, Depends, Query, Response
+from fastapi import APIRouter, Body, Depends, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from starlette.concurrency import run_in_threadpool
@@ -23,7 +24,10 @@ from mixwright.schemas.jobs import Job, JobState
 from mixwright.schemas.requests import PilotRequest
 from mixwright.service.problems import problem_responses
 from mixwright.service.queries import Cursor, Limit, Text
+from mixwright.service.security.access import require
 from mixwright.service.state import Services, ServicesDep
+
+_log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["jobs"])
 
@@ -148,11 +152,13 @@ def submit_job(
     """
     if isinstance(submission.request, PilotRequest):
         refuse_train_command(submission.request.evaluator, services.settings)
+    services.confinement.check(submission.request)
     request = submission.request.model_dump(mode="json")
     state = inputs_state(services.store, submission.request)
     job = services.board.submit(request, state)
     if job.result is not None and not _published(services, job):
         job = services.board.submit(request)
+    _log.info("job %s (%s) submitted: %s", job.id, job.kind, job.state)
     if services.worker is not None:
         services.worker.wake()
     response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -203,10 +209,11 @@ async def follow_job(services: ServicesDep, job: ExistingJob) -> AsyncIterator[S
     """Server-sent events: the job now, and again at every change, until it has ended.
 
     Each event is named `job` and its data is the job as `GET /v1/jobs/{id}` gives it. After the event of a final
-    state the stream ends; an `EventSource` closes itself there or it would connect again.
+    state the stream ends; an `EventSource` closes itself there or it would connect again. The stream ends earlier
+    when the service stops: connect again.
     """
     yield ServerSentEvent(event="job", data=job)
-    while not job.is_final:
+    while not job.is_final and not services.life.stopping:
         await asyncio.sleep(_POLL_SECONDS)
         seen = await run_in_threadpool(services.board.get, job.id)
         if seen != job:
@@ -230,19 +237,23 @@ def cancel_job(services: ServicesDep, job: ExistingJob) -> Job:
     responses=problem_responses(404),
 )
 def job_log(
+    http_request: Request,
     services: ServicesDep,
     job: ExistingJob,
     tail: Annotated[int, Query(ge=1, le=100_000, description="last lines, at most")] = 1000,
+    tracebacks: Annotated[bool, Query(description="with stack traces; for keys of scope admin")] = False,
 ) -> str:
-    """What the job wrote, without stack traces: those are in the file, `jobs/ID.log` in the home folder."""
+    """What the job wrote. Stack traces say much about the machine: only a key of scope `admin` may have them."""
+    if tracebacks:
+        require(http_request, "admin")
     path = log_path(services.settings.home, job.id)
     if not path.exists():
         return ""
     with path.open("rb") as log:
         log.seek(max(0, path.stat().st_size - _MAX_LOG_BYTES))
         text = log.read().decode(errors="replace")
-    lines = without_tracebacks(text.splitlines())[-tail:]
-    return "".join(f"{line}\n" for line in lines)
+    lines = text.splitlines() if tracebacks else without_tracebacks(text.splitlines())
+    return "".join(f"{line}\n" for line in lines[-tail:])
 
 
 _TRACE_BEGINS = re.compile(r"Traceback \(most recent call last\)|Stack \(most recent call last\)")
