@@ -135,7 +135,7 @@ def _curve(store: Store, options: argparse.Namespace) -> EvaluationManifest:
 
 
 def _table(curve: Curve) -> str:
-    from mixwright.service.evaluation_view import metric_name, point_rows
+    from mixwright.service.pages.evaluation_view import metric_name, point_rows
 
     columns = [metric_name(curve.metric, curve.k), "passages", "tokens", "mean", "95 % interval"]
     columns += ["change, nats a token"] if curve.baseline else []
