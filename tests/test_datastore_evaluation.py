@@ -65,7 +65,7 @@ from mixwright.schemas.evaluations import (
 )
 from mixwright.schemas.manifests import EvaluationManifest
 from mixwright.service.app import create_app
-from mixwright.service.evaluation_view import number, size_text
+from mixwright.service.pages.evaluation_view import number, size_text
 from mixwright.service.plots.datastores import curve_figure
 from mixwright.service.plots.drawing import COLOURS
 from mixwright.store import Store
@@ -755,7 +755,7 @@ def test_the_page_has_the_numbers_of_the_report(client: TestClient, published: E
             share, passages = f"{100 * point.probability:g} %", f"{point.n_passages:,.0f}"
             assert re.search(rf"{share}</th>.*?{passages}</td>.*?>{number(point.value)}</td>", page)
     assert page.count("<img") == page.count("<source") == 4
-    assert "curves@1" in client.get("/").text
+    assert "curves@1" in client.get("/evaluations").text
     single = client.get("/evaluations/whole.evaluation").text
     assert "Recall@10" in single
     assert "<img" not in single

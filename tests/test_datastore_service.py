@@ -96,12 +96,13 @@ def test_datastores_are_listed_and_described(client: TestClient, store: Store, d
 
 def test_the_home_page_lists_them_with_a_search_to_copy(client: TestClient, datastore: Datastore) -> None:
     page = client.get("/").text
-    assert '<a href="/v1/datastores/qa@1">qa@1</a>' in page
+    assert '<a href="/datastores/qa@1">qa@1</a>' in page
     assert f'<td class="number">{datastore.manifest.n_tokens:,}</td>' in page
     command = html.unescape(page[page.index("curl &#39;http") :])
     assert "/v1/datastores/" in command
     body = command[command.index("{") : command.index("}") + 1]
-    assert client.post("/v1/datastores/qa/search", content=body).status_code == 200
+    sent = {"content": body, "headers": {"content-type": "application/json"}}
+    assert client.post("/v1/datastores/qa/search", **sent).status_code == 200
 
 
 def test_passages_are_read_in_pages(client: TestClient, datastore: Datastore) -> None:
@@ -171,7 +172,9 @@ def test_what_cannot_be_answered_is_a_problem(
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe", b'{"queries": "a"}', b"[" * 100_000])
 def test_a_body_that_is_no_request_is_refused(client: TestClient, body: bytes) -> None:
-    problem(client.post("/v1/datastores/qa/search", content=body), 422)
+    problem(
+        client.post("/v1/datastores/qa/search", content=body, headers={"content-type": "application/json"}), 422
+    )
 
 
 def test_shards_that_do_not_answer_are_a_problem_or_left_out(

@@ -25,7 +25,7 @@ from mixwright.selectors import retrieval_turns
 from mixwright.selectors.mixture import Mixture
 from mixwright.selectors.pool import Pool, Source
 from mixwright.selectors.retrieval import Retrieval
-from mixwright.service.mixture_page import page_in_one_file, served_page
+from mixwright.service.pages.mixture_page import page_in_one_file, served_page
 from mixwright.store import Store
 
 DIM, COPIES = 8, 30

@@ -97,7 +97,13 @@ def _write(store: Store, manifest: EvaluationManifest, out: Path) -> list[str]:
 
 
 def _print_scores(report: EvaluateReport) -> None:
-    from mixwright.service.evaluation_view import LANGUAGE_NAMES, interval, number, retrieval_rows, targets_text
+    from mixwright.service.pages.evaluation_view import (
+        LANGUAGE_NAMES,
+        interval,
+        number,
+        retrieval_rows,
+        targets_text,
+    )
 
     rows = [(row.name, row.value, row.interval) for row in retrieval_rows(report)]
     for each in report.language:
@@ -113,7 +119,7 @@ def _print_scores(report: EvaluateReport) -> None:
 
 
 def _print_curves(report: ScaleReport) -> None:
-    from mixwright.service.evaluation_view import metric_name, point_rows
+    from mixwright.service.pages.evaluation_view import metric_name, point_rows
 
     for curve in report.curves:
         typer.echo(f"\n{metric_name(curve.metric, curve.k)}, {curve.n_units:,} {_unit(curve.targets)}")

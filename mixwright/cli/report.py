@@ -27,7 +27,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Show the report of a mixture, or write it as a page with plots (SVG and PNG)."""
-    from mixwright.service.mixture_page import report_of
+    from mixwright.service.pages.mixture_page import report_of
     from mixwright.service.report_files import write_report
 
     _, store = open_store(home)
@@ -50,7 +50,7 @@ def report(
 
 
 def _print_paser(manifest: MixtureManifest) -> None:
-    from mixwright.service.paser_view import cluster_rows, comparisons, short
+    from mixwright.service.pages.paser_view import cluster_rows, comparisons, short
 
     unit, rows = "".join(manifest.budget), cluster_rows(manifest)
     typer.echo(f"\nclusters, the most degraded first; shares of {unit}")
@@ -86,7 +86,7 @@ def _print_paser(manifest: MixtureManifest) -> None:
 
 
 def _print_projektor(manifest: MixtureManifest) -> None:
-    from mixwright.service.projektor_view import metric_text, predicts, projection_view
+    from mixwright.service.pages.projektor_view import metric_text, predicts, projection_view
 
     report = manifest.report
     asked, scored = report["settings"], predicts(report)
@@ -114,7 +114,7 @@ def _print_projektor(manifest: MixtureManifest) -> None:
 
 
 def _print_candidates(report: dict[str, Any], *, scored: bool) -> None:
-    from mixwright.service.projektor_view import candidate_rows
+    from mixwright.service.pages.projektor_view import candidate_rows
 
     rows = candidate_rows(report)
     columns = ("predicted", "95 % interval", "observed", "extrapolates") if scored else ()
@@ -136,7 +136,7 @@ def _print_candidates(report: dict[str, Any], *, scored: bool) -> None:
 
 
 def _print_folds(report: dict[str, Any]) -> None:
-    from mixwright.service.projektor_view import fold_rows
+    from mixwright.service.pages.projektor_view import fold_rows
 
     print_table(
         ("predictor", "size", "terms", "absolute", "square", "rank", "used", "note"),
@@ -157,7 +157,7 @@ def _print_folds(report: dict[str, Any]) -> None:
 
 
 def _print_methods(report: dict[str, Any], *, scored: bool) -> None:
-    from mixwright.service.projektor_view import method_rows
+    from mixwright.service.pages.projektor_view import method_rows
 
     columns, fields = (("predicted", "± sd"), ("mean_text", "sd_text")) if scored else ((), ())
     print_table(

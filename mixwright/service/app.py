@@ -4,30 +4,39 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp
 
 from mixwright import __version__
 from mixwright.config import Settings
-from mixwright.service.html import STATIC
+from mixwright.service.heads import Heads
+from mixwright.service.pages.html import STATIC
 from mixwright.service.problems import install_handlers, problem_responses
 from mixwright.service.queries import refuse_unknown_query
+from mixwright.service.requests import Requests
 from mixwright.service.routes import (
     artifacts,
     corpora,
     datastores,
     evaluations,
+    exports,
     health,
     jobs,
+    login,
     mixtures,
     pages,
     predict,
+    query,
 )
+from mixwright.service.security.guard import GUARD_STATUSES, Security, install_guard
+from mixwright.service.security.headers import SecurityHeaders
 from mixwright.service.state import Services, make_services
 
 _DESCRIPTION = """Corpora, mixtures and the jobs that make them.
@@ -38,6 +47,7 @@ their fingerprint, and `If-None-Match` answers 304. Errors are `application/prob
 _TAGS = [
     {"name": "corpora", "description": "Named, versioned documents."},
     {"name": "mixtures", "description": "What to train on, in which proportion and order."},
+    {"name": "exports", "description": "Mixtures in the forms that trainers read."},
     {"name": "datastores", "description": "What a language model retrieves from."},
     {"name": "evaluations", "description": "What a datastore is worth, at every size."},
     {
@@ -50,13 +60,37 @@ _TAGS = [
 ]
 
 
-def create_app(settings: Settings, *, run_worker: bool = True) -> FastAPI:
+class _App(FastAPI):
+    """FastAPI with what must be around everything, its own answer to the unforeseen too."""
+
+    _describing = threading.Lock()
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, made once: it takes a second, and all of the first requests ask for it."""
+        with self._describing:
+            return super().openapi()
+
+    def build_middleware_stack(self) -> ASGIApp:
+        services: Services = self.state.services
+        guarded = SecurityHeaders(super().build_middleware_stack())
+        return Requests(Heads(guarded), services.metrics, self.routes)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    run_worker: bool = True,
+    worker_elsewhere: Callable[[], bool] | None = None,
+    host: str = "127.0.0.1",
+) -> FastAPI:
     """The app of one service: the catalog of ``settings.home``, and a worker for its jobs unless told otherwise.
 
-    Raises ConfigError for a wrong database URL.
+    ``worker_elsewhere`` says whether the worker lives that runs the jobs in another process. ``host`` is the
+    address that the service listens on: requests need a key unless it is a loopback address. Raises ConfigError
+    for a wrong database URL or rate limit.
     """
-    services = make_services(settings, run_worker=run_worker)
-    app = FastAPI(
+    services = make_services(settings, run_worker=run_worker, worker_elsewhere=worker_elsewhere)
+    app = _App(
         title="mixwright",
         version=__version__,
         summary="Curates and selects training data for language models.",
@@ -74,6 +108,8 @@ def create_app(settings: Settings, *, run_worker: bool = True) -> FastAPI:
     for router in (
         corpora.router,
         mixtures.router,
+        exports.router,
+        query.router,
         predict.router,
         datastores.router,
         evaluations.router,
@@ -81,9 +117,15 @@ def create_app(settings: Settings, *, run_worker: bool = True) -> FastAPI:
         jobs.router,
         health.router,
     ):
-        app.include_router(router, dependencies=[Depends(refuse_unknown_query)], responses=problem_responses(422))
+        app.include_router(
+            router,
+            dependencies=[Depends(refuse_unknown_query)],
+            responses=problem_responses(422, *GUARD_STATUSES),
+        )
+    app.include_router(login.router)
     app.include_router(pages.router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    install_guard(app, Security.of(settings, services.database, host))
     return app
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import polars as pl
-from sqlalchemy import ColumnElement, and_, delete, exists, insert, or_, select, tuple_
+import pyarrow as pa
+import pyarrow.parquet as pq
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -22,6 +23,7 @@ from mixwright.jobs.pages import Page, decode_cursor, encode_cursor
 from mixwright.schemas.catalog import ArtifactSummary, ComponentSummary, Lineage, LineageEdge, LineageNode
 from mixwright.schemas.manifests import MANIFEST_ADAPTER, AnyManifest, CorpusManifest, MixtureManifest
 from mixwright.schemas.references import Kind, Reference, parse_reference
+from mixwright.service.search import mentions
 from mixwright.store import Store
 
 _log = logging.getLogger(__name__)
@@ -114,12 +116,14 @@ class Catalog:
         source: str | None = None,
         selector: str | None = None,
         domain: str | None = None,
+        text: str | None = None,
     ) -> Page[ArtifactSummary]:
         """Artifacts of one kind, newest first.
 
         Of mixtures, ``source`` keeps those made from that corpus (any version where it names none), ``selector``
-        those of that selector, ``domain`` those with a corpus in which the domain occurs. Raises ConfigError
-        for a cursor that is not of this list.
+        those of that selector, ``domain`` those with a corpus in which the domain occurs. Of any kind, ``text``
+        keeps those that a search for it finds (see ``search.mentions``). Raises ConfigError for a cursor that is
+        not of this list.
         """
         self.sync()
         order = (ArtifactRow.created_at, ArtifactRow.name, ArtifactRow.version)
@@ -133,12 +137,23 @@ class Catalog:
             query = query.where(_made_from(_parsed(source, "corpus")))
         if domain is not None:
             query = query.where(_has_domain(domain))
+        if text:
+            query = query.where(mentions(text))
         with self._database.reading() as session:
             items = [_summary(row) for row in session.scalars(query)]
         if len(items) <= limit:
             return Page(items=items, next_cursor=None)
         last = items[limit - 1]
         return Page(items=items[:limit], next_cursor=encode_cursor(last.created_at, last.name, last.version))
+
+    def counts(self, text: str | None = None) -> dict[str, int]:
+        """How many artifacts of each kind a search finds, or there are; kinds without any are left out."""
+        self.sync()
+        query = select(ArtifactRow.kind, func.count()).group_by(ArtifactRow.kind)
+        if text:
+            query = query.where(mentions(text))
+        with self._database.reading() as session:
+            return {row[0]: row[1] for row in session.execute(query)}
 
     def lineage(self, reference: str, kind: Kind) -> Lineage:
         """What the artifact was made from, back to the first corpus, and what was made from it, to the last."""
@@ -178,21 +193,29 @@ class Catalog:
         """Every domain of a corpus; the manifest has only the commonest."""
         if not isinstance(manifest, CorpusManifest) or not manifest.shards:
             return []
-        shards = [self._store.directory(manifest) / entry.path for entry in manifest.shards]
+        if manifest.domains and manifest.n_domains == len(manifest.domains):
+            return list(filter(_can_be_found, manifest.domains))
+        found: set[str | None] = set()
         try:
-            return (
-                pl.scan_parquet(shards)
-                .select(pl.col("domain").drop_nulls().unique())
-                .collect()["domain"]
-                .to_list()
-            )
-        except (pl.exceptions.PolarsError, OSError) as error:
+            for entry in manifest.shards:
+                # Of a corpus in a bucket only this column is fetched.
+                with self._store.open(manifest, entry.path) as file:
+                    column = pq.read_table(file, columns=["domain"])["domain"]
+                found.update(column.unique().to_pylist())
+        except (pa.ArrowException, OSError) as error:
             raise DataError(f"corpus {manifest.ref} cannot be read ({error}): restore it or remove it") from error
+        return [each for each in found if each is not None and _can_be_found(each)]
 
 
 _KEY_COLUMNS = (ArtifactRow.kind, ArtifactRow.name, ArtifactRow.version)
+_LONGEST_DOMAIN = 2000
 _Edge = tuple[_Key, _Key, str]
 """Input, artifact made from it, fingerprint of the input."""
+
+
+def _can_be_found(domain: str) -> bool:
+    """Whether every database can hold and index it: PostgreSQL takes no NUL, and 2,704 bytes. No host has more."""
+    return "\0" not in domain and len(domain.encode()) <= _LONGEST_DOMAIN
 
 
 def _parsed(reference: str, kind: Kind) -> Reference:

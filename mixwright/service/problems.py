@@ -13,10 +13,14 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import compile_path
 
 from mixwright.errors import ConfigError, MixwrightError
+from mixwright.service.pages.error_page import error_page
+from mixwright.service.pages.page_response import PAGE_HEADERS, wants_page
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +50,17 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _invalid_request)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(OperationalError, _no_database)
+    app.add_exception_handler(PoolTimeoutError, _no_database)
     app.add_exception_handler(Exception, _unexpected)
+
+
+def problem_response(
+    request: Request, error: MixwrightError | HTTPException, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The answer to an error that was raised where no handler sees it, with further headers."""
+    answer = _mixwright_error(request, error) if isinstance(error, MixwrightError) else _http_error(request, error)
+    answer.headers.update(headers or {})
+    return answer
 
 
 def _mixwright_error(request: Request, error: Exception) -> Response:
@@ -70,11 +84,13 @@ def _http_error(request: Request, error: Exception) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     detail, headers = error.detail, dict(error.headers or {})
     if error.status_code == 405:
-        # Of several routes at one path, the framework names only the methods of the first.
-        operations = request.app.openapi()["paths"].get(getattr(request.scope.get("route"), "path", ""), {})
-        headers["Allow"] = ", ".join(sorted(method.upper() for method in operations)) or headers.get(
-            "Allow", "GET"
-        )
+        # Of several routes that fit a path, the framework names only the methods of the first.
+        paths = request.app.openapi()["paths"].items()
+        fitting = [each for template, each in paths if compile_path(template)[0].match(request.url.path)]
+        operations = {method for each in fitting for method in each}
+        allowed = {method.upper() for method in operations} or set(headers.get("Allow", "GET").split(", "))
+        # Every GET route answers HEAD (see mixwright.service.heads).
+        headers["Allow"] = ", ".join(sorted(allowed | {"HEAD"} if "GET" in allowed else allowed))
         detail = f"{request.url.path} does not take {request.method}: use {headers['Allow']}"
     elif error.status_code == 404 and detail == phrase:
         detail = f"there is nothing at {request.url.path}: see /openapi.json for what there is"
@@ -92,7 +108,7 @@ def _no_database(request: Request, error: Exception) -> Response:
 
 
 def _unexpected(request: Request, error: Exception) -> Response:
-    request_id = secrets.token_hex(8)
+    request_id = getattr(request.state, "request_id", None) or secrets.token_hex(16)
     _log.error("request %s (%s %s) failed", request_id, request.method, request.url.path, exc_info=error)
     detail = f"an error inside mixwright: report it with the lines of the service's log at request {request_id}"
     problem = {
@@ -106,6 +122,8 @@ def _unexpected(request: Request, error: Exception) -> Response:
 
 
 def _response(request: Request, problem: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    if wants_page(request):
+        return HTMLResponse(error_page(problem), problem["status"], {**PAGE_HEADERS, **(headers or {})})
     # The standard library's JSON: it can write any string, lone surrogates too.
     content = json.dumps({**problem, "instance": request.url.path})
     return Response(content, problem["status"], dict(headers or {}), MEDIA_TYPE)
@@ -124,7 +142,7 @@ def _field(location: tuple[int | str, ...], body: Any) -> str:
 
 
 def _message(error: Mapping[str, Any]) -> str:
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return "there is no such field"
     if error["type"] == "json_invalid":
         return f"not JSON ({error['ctx']['error']})"
@@ -135,10 +153,17 @@ def _message(error: Mapping[str, Any]) -> str:
 _SCHEMA = Problem.model_json_schema()
 _EXAMPLES = {
     400: ("about:blank", "Bad Request", "there was an error parsing the body: send JSON in UTF-8"),
+    401: ("urn:mixwright:error:auth", "Not authorized", "this needs an API key: send  Authorization: Bearer KEY"),
+    403: ("urn:mixwright:error:auth", "Not authorized", "this needs a key of scope write, and yours is read"),
     404: ("urn:mixwright:error:not-found", "Not found", "no mixture blend: there are blend-small, web"),
     406: ("about:blank", "Not Acceptable", "rows come as application/x-ndjson or …: ask for one of the two"),
     409: ("urn:mixwright:error:conflict", "Conflict", "job 5f0c… has succeeded and cannot be cancelled: …"),
+    408: ("about:blank", "Request Timeout", "the body did not arrive within 60 seconds: send it faster, …"),
+    413: ("about:blank", "Content Too Large", "the body is longer than 16,777,216 bytes: send less at a time, …"),
+    415: ("about:blank", "Unsupported Media Type", "bodies are JSON here: send  Content-Type: application/json"),
+    421: ("about:blank", "Misdirected Request", "the service answers to localhost only as long as …"),
     422: ("urn:mixwright:error:config", "Invalid request", "limit: Input should be less than or equal to 1000; …"),
+    429: ("about:blank", "Too Many Requests", "more than 6000 requests in 60 seconds: wait 12 seconds, …"),
     503: ("about:blank", "Service Unavailable", "the catalog database does not answer: try again in a moment, …"),
 }
 

@@ -9,7 +9,7 @@ import msgspec
 
 from mixwright.jobs.materialize import new_folder
 from mixwright.schemas.manifests import EvaluationManifest, MixtureManifest
-from mixwright.service import evaluation_page, mixture_page
+from mixwright.service.pages import evaluation_page, mixture_page
 from mixwright.service.plots.drawing import Format
 from mixwright.service.plots.registry import Plotted, cached_plot, plots_of
 from mixwright.store import Store

@@ -18,7 +18,7 @@ _MAX_DOMAINS = 100
 
 def cached_statistics(corpus: Corpus, cache: Path) -> CorpusStatistics:
     """The statistics of a corpus, from the cache if they are there. ``cache`` may be deleted at any time."""
-    path = cache / "statistics" / f"{corpus.manifest.fingerprint}.json"
+    path = statistics_path(corpus, cache)
     try:
         return CorpusStatistics.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
@@ -28,6 +28,11 @@ def cached_statistics(corpus: Corpus, cache: Path) -> CorpusStatistics:
     temporary.write_text(found.model_dump_json())
     temporary.rename(path)
     return found
+
+
+def statistics_path(corpus: Corpus, cache: Path) -> Path:
+    """Where the statistics of a corpus are kept."""
+    return cache / "statistics" / f"{corpus.manifest.fingerprint}.json"
 
 
 def corpus_statistics(frame: pl.LazyFrame) -> CorpusStatistics:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mixwright.schemas.evaluations import Curve, ScaleReport
 from mixwright.schemas.manifests import EvaluationManifest
-from mixwright.service.evaluation_view import is_better_low, metric_name, number, plot_name, size_text
+from mixwright.service.pages.evaluation_view import is_better_low, metric_name, number, plot_name, size_text
 from mixwright.service.plots.drawing import Draw, Plot, Tables, Theme, drawing, new_figure
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import numpy as np
 
 from mixwright.schemas.manifests import MixtureManifest
 from mixwright.selectors.paser_report import LANDMARKS_TABLE
-from mixwright.service.paser_view import (
+from mixwright.service.pages.paser_view import (
     Comparison,
     Rows,
     budget_unit,

@@ -13,6 +13,17 @@ import polars as pl
 
 from mixwright.schemas.manifests import MixtureManifest
 from mixwright.selectors.projektor.report import SLICES_TABLE, SURFACE_TABLE
+from mixwright.service.pages.projektor_view import (
+    TRANSPORT,
+    Report,
+    Rows,
+    best_folds,
+    by_chosen_share,
+    candidate_rows,
+    chosen_weights,
+    metric_text,
+    predicts,
+)
 from mixwright.service.plots.drawing import (
     MARKERS,
     WIDTH,
@@ -23,17 +34,6 @@ from mixwright.service.plots.drawing import (
     Theme,
     drawing,
     new_figure,
-)
-from mixwright.service.projektor_view import (
-    TRANSPORT,
-    Report,
-    Rows,
-    best_folds,
-    by_chosen_share,
-    candidate_rows,
-    chosen_weights,
-    metric_text,
-    predicts,
 )
 
 if TYPE_CHECKING:

@@ -6,12 +6,10 @@ import base64
 from collections.abc import Callable
 from typing import Any, get_args
 
-from mixwright.service.html import STATIC
+from mixwright.service.pages.html import STATIC, STYLES
 from mixwright.service.plots.drawing import Format, Theme
 from mixwright.service.plots.registry import Plotted, cached_plot, plots_of
 from mixwright.store import Store
-
-STYLES = ("home.css", "mixture.css")
 
 
 def served(manifest: Plotted, base: str) -> dict[str, Any]:
@@ -48,5 +46,4 @@ def _context(
         "image": image,
         "files": lambda name: {each.upper(): f"{plots_at}{name}.{each}" for each in get_args(Format)},
         "styles": styles,
-        "style_files": STYLES,
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 from mixwright.schemas.manifests import MixtureManifest
 from mixwright.selectors.projektor.projection import LARGEST_NOISE_GAIN
-from mixwright.service.paser_view import short
+from mixwright.service.pages.paser_view import short
 
 Report = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
