@@ -18,12 +18,16 @@ from mixwright.cli.assign import assign
 from mixwright.cli.catalog import catalog_app, jobs_app
 from mixwright.cli.datastore import datastore_app
 from mixwright.cli.decontaminate import decontaminate
+from mixwright.cli.export import export
+from mixwright.cli.keys import keys_app
 from mixwright.cli.mixtures import mixture_app
 from mixwright.cli.near_duplicates import near_duplicates
 from mixwright.cli.output import print_error
 from mixwright.cli.pilot import pilot_app
 from mixwright.cli.predict import compare, plan, predict
+from mixwright.cli.query import query
 from mixwright.cli.report import report
+from mixwright.cli.scaling import predict_scaling
 from mixwright.cli.score import score
 from mixwright.cli.select import select_app
 from mixwright.errors import MixwrightError
@@ -47,14 +51,18 @@ app.command()(near_duplicates)
 app.command()(decontaminate)
 app.add_typer(select_app)
 mixture_app.command()(report)
+mixture_app.command()(query)
+mixture_app.command()(export)
 app.add_typer(mixture_app)
 pilot_app.command("plan")(plan)
 app.add_typer(pilot_app)
 app.add_typer(datastore_app)
 app.command("predict")(predict)
+app.command("predict-scaling")(predict_scaling)
 app.command("compare")(compare)
 app.add_typer(jobs_app)
 app.add_typer(catalog_app)
+app.add_typer(keys_app)
 
 
 def _print_version(wanted: bool) -> None:
