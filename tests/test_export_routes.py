@@ -30,7 +30,8 @@ from mixwright.schemas.exports import ExportListing, ExportResult
 from mixwright.selectors.requests import SelectRequest
 from mixwright.selectors.streams import MixtureStream
 from mixwright.service.app import create_app
-from mixwright.service.exports import ExportCache, best_offer, tar_chunks, tar_size
+from mixwright.service.exports import ExportCache, tar_chunks, tar_size
+from mixwright.service.negotiation import best_offer
 from mixwright.store import Store
 
 URL = "/v1/mixtures/blend/export"

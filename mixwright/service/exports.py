@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import tarfile
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import IOBase
@@ -156,35 +156,6 @@ def tar_chunks(export: OpenExport, top: str) -> Generator[bytes, None, None]:
         yield b"\0" * 2 * tarfile.BLOCKSIZE
     finally:
         export.close()
-
-
-def best_offer(accept: str | None, offers: Sequence[str]) -> str | None:
-    """The media type of ``offers`` that an Accept header likes best; the first of equals, None for none."""
-    if not accept:
-        return offers[0]
-    ranges: dict[str, float] = {}
-    for part in accept.split(","):
-        name, *parameters = (each.strip().lower() for each in part.split(";"))
-        ranges[name] = _quality(parameters)
-
-    def quality(offer: str) -> float:
-        # A parameter of an offer, as Croissant's profile, narrows it and need not be asked for.
-        kind, whole = offer.partition(";")[0], f"{offer.partition('/')[0]}/*"
-        return next((ranges[name] for name in (kind, whole, "*/*") if name in ranges), 0.0)
-
-    best = max(offers, key=quality)
-    return best if quality(best) > 0 else None
-
-
-def _quality(parameters: list[str]) -> float:
-    for parameter in parameters:
-        if parameter.startswith("q="):
-            try:
-                quality = float(parameter[2:])
-            except ValueError:
-                return 0.0
-            return quality if 0 <= quality <= 1 else 0.0
-    return 1.0
 
 
 def _name(manifest: MixtureManifest, chosen: ExportFormat, options: ExportOptions, service: str | None) -> str:

@@ -19,19 +19,14 @@ from anyio.lowlevel import RunVar
 from backports.zstd import ZstdCompressor
 
 from mixwright.selectors.streams import to_ndjson
+from mixwright.service.negotiation import best_offer, qualities
 
 ResultT = TypeVar("ResultT")
 
 RowsMediaType = Literal["application/x-ndjson", "application/vnd.apache.arrow.stream"]
 NDJSON: RowsMediaType = "application/x-ndjson"
 ARROW: RowsMediaType = "application/vnd.apache.arrow.stream"
-_RANGES: dict[str, RowsMediaType] = {
-    NDJSON: NDJSON,
-    ARROW: ARROW,
-    "application/json": NDJSON,
-    "application/*": NDJSON,
-    "*/*": NDJSON,
-}
+_OFFERS: dict[str, RowsMediaType] = {NDJSON: NDJSON, ARROW: ARROW, "application/json": NDJSON}
 
 Encoding = Literal["identity", "gzip", "zstd"]
 _CODINGS: dict[Encoding, tuple[str, ...]] = {
@@ -53,20 +48,9 @@ _going_on: RunVar[CapacityLimiter] = RunVar("going_on")
 
 
 def negotiate(accept: str | None) -> RowsMediaType | None:
-    """The media type to answer an Accept header with; None if it takes neither.
-
-    The highest q wins, then the more specific range, then JSON lines.
-    """
-    if not accept:
-        return NDJSON
-    offers: list[tuple[float, bool, bool, RowsMediaType]] = []
-    for part in accept.split(","):
-        name, *parameters = (each.strip().lower() for each in part.split(";"))
-        quality = _quality(parameters)
-        if name in _RANGES and quality > 0:
-            found = _RANGES[name]
-            offers.append((quality, "*" not in name, found == NDJSON, found))
-    return max(offers)[3] if offers else None
+    """The media type to answer an Accept header with; None if it takes neither."""
+    best = best_offer(accept, list(_OFFERS))
+    return None if best is None else _OFFERS[best]
 
 
 def negotiate_encoding(accept_encoding: str | None) -> Encoding | None:
@@ -74,10 +58,7 @@ def negotiate_encoding(accept_encoding: str | None) -> Encoding | None:
 
     The highest q wins, then zstd before gzip. Without the header, and for ``*`` alone, nothing is compressed.
     """
-    named: dict[str, float] = {}
-    for part in (accept_encoding or "").split(","):
-        name, *parameters = (each.strip().lower() for each in part.split(";"))
-        named[name] = _quality(parameters)
+    named = qualities(accept_encoding or "")
 
     def quality(coding: Encoding) -> float:
         given = [named[name] for name in _CODINGS[coding] if name in named]
@@ -88,17 +69,6 @@ def negotiate_encoding(accept_encoding: str | None) -> Encoding | None:
 
     best = max(_CODINGS, key=quality)
     return best if quality(best) > 0 else None
-
-
-def _quality(parameters: list[str]) -> float:
-    for parameter in parameters:
-        if parameter.startswith("q="):
-            try:
-                quality = float(parameter[2:])
-            except ValueError:
-                return 0.0
-            return quality if 0 <= quality <= 1 else 0.0
-    return 1.0
 
 
 def encode(

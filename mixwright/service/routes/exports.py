@@ -23,10 +23,12 @@ from mixwright.schemas.exports import ExportedFile, ExportFormatInfo, ExportList
 from mixwright.schemas.manifests import MixtureManifest
 from mixwright.schemas.reads import TokenizerName
 from mixwright.service.caching import cache_headers, not_modified
-from mixwright.service.exports import ExportCache, OpenExport, best_offer, tar_chunks, tar_size
+from mixwright.service.exports import ExportCache, OpenExport, tar_chunks, tar_size
 from mixwright.service.heads import headers_only
+from mixwright.service.negotiation import best_offer
 from mixwright.service.problems import problem_responses
 from mixwright.service.queries import Ref
+from mixwright.service.rows import streamed
 from mixwright.service.state import Services, ServicesDep
 
 router = APIRouter(tags=["exports"])
@@ -161,7 +163,9 @@ def _response(
         if headers_only(request):
             export.close()
             return Response(headers=headers, media_type=TAR)
-        return StreamingResponse(tar_chunks(export, top), headers=headers, media_type=TAR)
+        # Begun here: only a generator that has begun closes the export when its client goes away.
+        chunks = tar_chunks(export, top)
+        return StreamingResponse(streamed(next(chunks), chunks), headers=headers, media_type=TAR)
     if chosen.document is not None:
         content = (export.folder / chosen.document).read_bytes()
     else:
