@@ -245,6 +245,17 @@ def test_by_default_the_own_folder_what_lies_beside_the_home_and_inputs(
         confinement(world, allowed_paths="").check(ingest(str(own / "a.jsonl")))
 
 
+@pytest.mark.parametrize("allowed", [None, "home"])
+def test_a_service_that_is_started_in_its_home_does_not_open_it(
+    world: Path, monkeypatch: pytest.MonkeyPatch, allowed: str | None
+) -> None:
+    monkeypatch.chdir(world / "home")
+    here = confinement(world, allowed_paths=allowed and str(world / allowed))
+    for path in ("jobs/log.jsonl", "jobs", "*/log.jsonl", "."):
+        with pytest.raises(ForbiddenError):
+            here.check(ingest(path))
+
+
 URLS = "s3://bucket/folder/, https://Data.example.org/public hf://datasets/org/ memory://"
 
 

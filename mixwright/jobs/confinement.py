@@ -62,7 +62,7 @@ class Confinement:
             # Where a person who works with the service has files: where it was started, and beside its home.
             # One started by an init system is in "/", of which everything is a part.
             folders = dict.fromkeys((_real(Path.cwd()), home.parent))
-            roots = [each for each in folders if each != Path(each.anchor) and os.access(each, os.W_OK)]
+            roots = [each for each in folders if _is_for_work(each, home)]
             roots += [home / name for name in _OPEN_BELOW_HOME]
         else:
             roots = [
@@ -127,7 +127,8 @@ class Confinement:
             return False
         if any(part.startswith(".") for part in real.relative_to(root).parts):
             return False
-        return self._outside_home(real) or not self._outside_home(root)
+        # Below the home folder only what is named there: a root that is the home, or around it, does not open it.
+        return self._outside_home(real) or self.home in root.parents
 
     def _outside_home(self, real: Path) -> bool:
         return real != self.home and self.home not in real.parents
@@ -193,6 +194,12 @@ def open_input(filesystem: Any, path: str) -> Any:
 def _real(path: str | Path) -> Path:
     """The path with all links followed, also where it, or a part of it, does not exist."""
     return Path(os.path.realpath(path))
+
+
+def _is_for_work(folder: Path, home: Path) -> bool:
+    """Whether a person may have files there: not in "/", nor inside the home folder, nor at somebody else's."""
+    inside_home = folder == home or home in folder.parents
+    return folder != Path(folder.anchor) and not inside_home and os.access(folder, os.W_OK)
 
 
 def _listed(text: str | None) -> list[str]:
