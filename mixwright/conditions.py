@@ -8,6 +8,7 @@ row whatever the other rows are, and can read nothing but the row. As in SQL, a 
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -76,17 +77,18 @@ def _boolean(tree: exp.Expr) -> pl.Expr:
             return _boolean(tree.this)
         case exp.Not():
             return ~_boolean(tree.this)
+        # Flat, because polars takes time that grows with the cube of the depth.
         case exp.And():
-            return _boolean(tree.this) & _boolean(tree.expression)
+            return pl.all_horizontal([_boolean(each) for each in tree.flatten()])
         case exp.Or():
-            return _boolean(tree.this) | _boolean(tree.expression)
+            return pl.any_horizontal([_boolean(each) for each in tree.flatten()])
         case exp.Is() if isinstance(tree.expression, exp.Null):
             found = pl.col(_field(tree.this))
             return found.is_not_null() if tree.args.get("negate") else found.is_null()
-        case exp.In() if tree.args.get("query") is None and tree.args.get("unnest") is None:
+        case exp.In() if tree.expressions:
             values = [_literal(each) for each in tree.expressions]
             return pl.any_horizontal([_as_type_of(value, tree.this) == value for value in values])
-        case exp.Between():
+        case exp.Between() if not tree.args.get("symmetric"):
             low, high = _literal(tree.args["low"]), _literal(tree.args["high"])
             return (_as_type_of(low, tree.this) >= low) & (_as_type_of(high, tree.this) <= high)
         case exp.Like() | exp.ILike():
@@ -128,7 +130,9 @@ def _like(tree: exp.Binary) -> pl.Expr:
     parts = {"%": ".*", "_": "."}
     regex = "".join(parts.get(character, re.escape(character)) for character in pattern)
     flags = "(?si)" if isinstance(tree, exp.ILike) else "(?s)"
-    return pl.col(_field(tree.this)).cast(pl.String).str.contains(f"{flags}^{regex}$")
+    found = pl.col(_field(tree.this)).cast(pl.String).str.contains(f"{flags}^{regex}$")
+    # Versions of sqlglot differ in whether NOT LIKE is a LIKE that says so, or a NOT around one.
+    return ~found if tree.args.get("negate") else found
 
 
 def _as_type_of(value: _Literal, tree: exp.Expr) -> pl.Expr:
@@ -136,7 +140,10 @@ def _as_type_of(value: _Literal, tree: exp.Expr) -> pl.Expr:
     field = pl.col(_field(tree))
     if isinstance(value, bool):
         return field.cast(pl.String) == "true"
-    return field.cast(pl.String) if isinstance(value, str) else field.cast(pl.Float64, strict=False)
+    if isinstance(value, str):
+        return field.cast(pl.String)
+    # To polars NaN, and so the text "nan", is greater than any number.
+    return field.cast(pl.Float64, strict=False).fill_nan(None)
 
 
 def _field(tree: exp.Expr) -> str:
@@ -157,5 +164,9 @@ def _literal(tree: exp.Expr) -> _Literal:
     if isinstance(tree, exp.Boolean):
         return bool(tree.this)
     if isinstance(tree, exp.Literal):
-        return str(tree.this) if tree.is_string else float(tree.this)
+        if tree.is_string:
+            return str(tree.this)
+        # Not every number of sqlglot's is one: 1e.
+        with suppress(ValueError):
+            return float(tree.this)
     raise _NotAllowedError(f"{tree.sql()!r} is neither a string in single quotes nor a number")

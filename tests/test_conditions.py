@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 
 import polars as pl
 import pytest
@@ -48,6 +49,7 @@ COMPARISONS = st.sampled_from(
         "domain = 'b.org'",
         "domain LIKE '%.org'",
         "domain LIKE 'b_org'",
+        "domain NOT LIKE '%.org'",
         "source NOT IN ('wiki', 'web')",
         "source IN ('wiki')",
         "n_tokens >= 13",
@@ -78,6 +80,25 @@ def test_flags_and_numbers_that_are_text() -> None:
     assert kept("flag = true") == [0, 3]
     assert kept("flag = 12") == [4]
     assert kept("domain ILIKE 'b.%'") == [2, 3]
+    assert kept("domain NOT ILIKE 'b.%'") == [0, 4]
+    assert kept("NOT domain NOT ILIKE 'b.%'") == [2, 3]
+
+
+def test_what_is_no_number_is_neither_less_nor_greater() -> None:
+    frame = pl.DataFrame({"year": ["1999", "nan", "NaN", "x", None], "jsd": [0.5, float("nan"), 2.0, None, 0.0]})
+
+    def found(text: str) -> list[bool | None]:
+        return frame.select(kept=parse_condition(text).expression)["kept"].to_list()
+
+    assert found("year > 5") == [True, None, None, None, None]
+    assert found("NOT jsd > 1") == [True, None, False, None, True]
+
+
+def test_a_long_condition_is_as_fast_as_a_short_one() -> None:
+    began = time.process_time()
+    assert kept(" OR ".join(["flag"] * (LONGEST_CONDITION // 8))) == [0, 3]
+    assert kept(" AND ".join(["flag"] * (LONGEST_CONDITION // 9))) == [0, 3]
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
@@ -96,6 +117,10 @@ def test_flags_and_numbers_that_are_text() -> None:
         "t.source = 'a'",
         "source = domain",
         "source LIKE 3",
+        "n_tokens IN ()",
+        "n_tokens IN source",
+        "n_tokens > 1e",
+        "n_tokens BETWEEN SYMMETRIC 13 AND 5",
         "(" * 2000 + "source = 'a'" + ")" * 2000,
         "source = '" + "a" * LONGEST_CONDITION + "'",
     ],

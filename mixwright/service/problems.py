@@ -51,6 +51,7 @@ def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(OperationalError, _no_database)
     app.add_exception_handler(PoolTimeoutError, _no_database)
+    app.add_exception_handler(UnicodeEncodeError, _unencodable)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -105,6 +106,16 @@ def _no_database(request: Request, error: Exception) -> Response:
     detail = "the catalog database does not answer: try again in a moment, or check MIXWRIGHT_DATABASE_URL"
     problem = {"type": "about:blank", "title": "Service Unavailable", "status": 503, "detail": detail}
     return _response(request, problem, {"Retry-After": "5"})
+
+
+def _unencodable(request: Request, error: Exception) -> Response:
+    if not isinstance(error, UnicodeEncodeError) or error.reason != "surrogates not allowed":
+        return _unexpected(request, error)
+    found = ascii(error.object[error.start])
+    refused = ConfigError(
+        f"a text of the request has a lone surrogate, {found}, which is no character: correct it"
+    )
+    return _response(request, refused.problem())
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

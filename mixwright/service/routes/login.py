@@ -56,7 +56,11 @@ def login(
 @router.post("/login", name="sign_in", response_class=HTMLResponse)
 async def sign_in(request: Request, security: SecurityDep) -> Response:
     """Open a session for a key and go on to ``next``, a page of this service."""
-    form = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=8)
+    try:
+        form = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=8)
+    except ValueError:
+        # More fields than any form of ours has.
+        form = {}
     key, address = (form.get(name, [""])[0] for name in ("key", "next"))
     credentials = security.credentials
     try:
