@@ -243,6 +243,26 @@ def test_a_share_smaller_than_every_document_names_the_source() -> None:
     with pytest.raises(ShortfallError, match=r"share of giant is 500 tokens") as caught:
         SELECTOR_ADAPTER.validate_python({"kind": "uniform"}).select(pool_of(tables), Budget(tokens=1000))
     assert caught.value.source == "giant"
+    with pytest.raises(ShortfallError, match=r"no source's share of 1 tokens is one token"):
+        SELECTOR_ADAPTER.validate_python({"kind": "uniform"}).select(pool_of(tables), Budget(tokens=1))
+
+
+def test_room_that_a_long_document_leaves_is_filled_with_further_passes() -> None:
+    lengths = [5, 5001]
+    tables = {"tiny": table("tiny", 50, 20), "giant": document_table(["a", "b"], source="giant", n_tokens=lengths)}
+    tiny = tables["tiny"]["n_tokens"].to_numpy()
+    selector = SELECTOR_ADAPTER.validate_python({"kind": "uniform", "max_epochs": 20})
+    mixture = selector.select(pool_of(tables), Budget(tokens=10_000))
+    # Giant's share, 5,000 tokens, has no room for the document of 5,001: tiny fills it, beyond its own pass.
+    assert 0 <= 10_000 - mixture.n_tokens < min(*tiny, *lengths)
+    counts = served(mixture, tables)
+    assert counts.total() == mixture.n_rows
+    assert max(counts.values()) <= 20
+    repeats = [n for (name, _), n in counts.items() if name == "tiny"]
+    assert max(repeats) - min(repeats) <= 1
+    assert mixture.warnings == (
+        "giant serves 0.1% of the tokens instead of 50.0%: its next documents are too long for its share",
+    )
 
 
 def test_domain_tags_leave_the_last_tenth_plain(pool: Pool) -> None:

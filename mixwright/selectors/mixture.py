@@ -115,7 +115,10 @@ def mix(
     else:
         selections = _select_documents(pool, budget.documents or 0, weights, max_epochs, seed, chosen)
     mixture = assemble(pool, budget, weights, selections, selector=selector, seed=seed)
-    return replace(mixture, warnings=_cap_warnings(mixture.components, max_epochs))
+    warnings = _cap_warnings(mixture.components, max_epochs)
+    if budget.tokens is not None:
+        warnings += long_document_warnings(mixture.components, max_epochs)
+    return replace(mixture, warnings=warnings)
 
 
 def assemble(
@@ -244,6 +247,12 @@ def select_amounts(
                 largest_budget=None,
             )
         selections.append(Selection(n_selected, passes, rows, remainder))
+    if not any(each.n_rows for each in selections):
+        raise ShortfallError(
+            f"no source's share of {total:,} tokens is one token: raise the budget or leave sources out",
+            source=pool.sources[int(np.argmax(amounts))].name,
+            largest_budget=None,
+        )
     return _top_up(pool, selections, amounts, capacities, seed)
 
 
@@ -264,9 +273,15 @@ def _top_up(
         if not selection.n_rows or room <= 0:
             continue
         order = smallest_hashes(source, selection.rows, seed)
-        more = fill(order[~np.isin(order, selection.remainder)], source.n_tokens, room)
+        rest = order[~np.isin(order, selection.remainder)]
+        more = fill(rest, source.n_tokens, room)
         topped[number] = replace(selection, remainder=np.union1d(selection.remainder, more))
-        left -= int(source.n_tokens[more].sum())
+        # Where a long document of another source does not fit, the room can be more than the rest of this pass.
+        whole, room = divmod(room - int(source.n_tokens[more].sum()), tokens_of(source, selection.rows))
+        again = fill(order, source.n_tokens, room)
+        if len(more) == len(rest) and (whole or source.n_tokens[again].any()):
+            topped[number] = replace(selection, passes=selection.passes + 1 + whole, remainder=again)
+        left -= _served_tokens(source, topped[number]) - served[number]
     return topped
 
 
@@ -353,4 +368,16 @@ def _cap_warnings(components: Sequence[MixtureComponent], max_epochs: float) -> 
         f"instead of {component.target_weight:.1%}"
         for component in components
         if component.epochs > 0.99 * max_epochs and component.target_weight - component.weight > 0.001
+    )
+
+
+def long_document_warnings(components: Sequence[MixtureComponent], max_epochs: float) -> tuple[str, ...]:
+    """A line for each source that serves less than half of its share of the tokens, though no cap holds it."""
+    return tuple(
+        f"{component.name} serves {component.weight:.1%} of the tokens instead of {component.target_weight:.1%}: "
+        "its next documents are too long for its share"
+        for component in components
+        if component.epochs <= 0.99 * max_epochs
+        and component.weight < component.target_weight / 2
+        and component.target_weight - component.weight > 0.01
     )

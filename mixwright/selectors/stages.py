@@ -17,7 +17,14 @@ from mixwright.errors import ShortfallError
 from mixwright.schemas.mixtures import Budget
 from mixwright.selectors.allocation import binding_source, largest_remainder, water_fill
 from mixwright.selectors.cuts import served_rows, served_sources, staged
-from mixwright.selectors.mixture import Mixture, assemble, select_amounts, select_counts, tokens_of
+from mixwright.selectors.mixture import (
+    Mixture,
+    assemble,
+    long_document_warnings,
+    select_amounts,
+    select_counts,
+    tokens_of,
+)
 from mixwright.selectors.pool import Pool
 
 FloatArray = npt.NDArray[np.float64]
@@ -77,6 +84,7 @@ def mix_stages(
         mixture = assemble(pool, budget, aims, selections, selector=selector, seed=seed)
         mixture = _cut_by_tokens(mixture, pool, planned, amounts, targets)
         warnings = _cap_warnings(room, planned, weights, amounts)
+        warnings += long_document_warnings(mixture.components, max_epochs)
     else:
         documents = weights * lengths / tokens
         room = _Room(pool, np.floor(lengths * max_epochs), np.ones(len(lengths)), "documents", max_epochs)
