@@ -646,6 +646,26 @@ class TestLevanter:
         result = mixtures.export("paragraphs", "levanter", tmp_path / "out", ExportOptions())
         assert any("the tag stands once" in each for each in result.warnings)
 
+    def test_a_speck_of_a_source_does_not_stretch_the_schedule(self, tmp_path: Path) -> None:
+        store = Store(tmp_path / "home")
+        for name, n, tokens in (("web", 400, 100), ("speck", 1, 1)):
+            texts = [f"{name} {i}" for i in range(n)]
+            published_corpus(store, name, document_table(texts, source=name, n_tokens=[tokens] * n))
+        request = {"name": "mixed", "sources": ["web", "speck"], "selector": {"kind": "proportional"}}
+        run_select(store, SelectRequest.model_validate(request | {"budget": {"tokens": 40_001}}), NoProgress())
+        for length, steps in ((100, 13), (20_000, 1)):
+            out = tmp_path / str(length)
+            result = Mixtures(store, {}).export("mixed", "levanter", out, ExportOptions(sequence_length=length))
+            trainer = yaml.safe_load((out / "levanter.yaml").read_text())["trainer"]
+            assert trainer["num_train_steps"] == steps
+            assert any("Levanter draws nothing from them" in each for each in result.warnings)
+            # Where a batch is more than the mixture has, it says so.
+            n_sequences = trainer["num_train_steps"] * trainer["train_batch_size"]
+            assert n_sequences >= 40_001 // length
+            assert any("data sets begin again" in each for each in result.warnings) == (
+                n_sequences > 1.1 * (40_001 // length)
+            )
+
     @given(
         st.lists(st.integers(1, 10**6), min_size=1, max_size=4),
         st.floats(1e-3, 1.0),

@@ -42,8 +42,7 @@ def plan_schedule(sequences: Sequence[int], smallest_weight: float) -> Schedule:
     smallest weight, and at most 2048. A stage's beginning moves to the nearest multiple of the block, and every
     stage has one block at least.
     """
-    wanted = min(sequences) // 8 if len(sequences) > 1 else _LARGEST_BLOCK
-    block = _power_of_two(min(max(wanted, 4 / smallest_weight), _LARGEST_BLOCK))
+    block = _power_of_two(min(max(min(sequences) // 8, 4 / smallest_weight), _LARGEST_BLOCK))
     batch = min(block, _LARGEST_BATCH)
     starts, until = [0], 0
     for size in sequences[:-1]:
@@ -68,7 +67,9 @@ def _write(export: Export) -> None:
     length = export.options.sequence_length or _SEQUENCE_LENGTH
     sequences = [max(1, sum(each.n_tokens for each in stage) // length) for stage in stages]
     weights = [{each.name: each.token_share for each in stage if each.n_tokens} for stage in stages]
-    schedule = plan_schedule(sequences, min(min(each.values(), default=1.0) for each in weights))
+    # What has less than a sequence in its whole stage would not come into any block that fits the stage.
+    drawn = [w for size, found in zip(sequences, weights, strict=True) for w in found.values() if w * size >= 1]
+    schedule = plan_schedule(sequences, min(drawn, default=1.0))
     _warn(export, schedule, sequences, weights, supervised)
     staged = [[start, each] for start, each in zip(schedule.starts, weights, strict=True)]
     common = {
@@ -143,6 +144,12 @@ def _warn(
                 f"stage {stage.name} begins {abs(moved):,} sequences {'later' if moved > 0 else 'earlier'} than "
                 f"in the mixture, for it must begin at a multiple of the block of {schedule.block:,}"
             )
+    planned, total = schedule.n_steps * schedule.batch, sum(sequences)
+    if planned > 1.1 * total:
+        export.warn(
+            f"the schedule has {planned:,} sequences and the mixture {total:,}, for steps and blocks are whole: "
+            "data sets begin again"
+        )
     if supervised:
         export.warn(
             "Levanter 1.2 tokenizes tag and text in one string and masks as many tokens as the tag alone has; "
@@ -163,8 +170,7 @@ def _usage(export: Export, schedule: Schedule, length: int) -> str:
         "`levanter.yaml` is for Levanter as `marin-levanter` (components), `levanter-1.2.yaml` for Levanter 1.2 "
         "(configs). Merge one into your configuration:",
         code(f"python -m levanter.main.train_lm --config_path {export.seen('levanter.yaml')}"),
-        f"One pass over the mixture is {schedule.n_steps:,} steps of {schedule.batch:,} sequences of {length:,} "
-        "tokens.",
+        f"The schedule is {schedule.n_steps:,} steps of {schedule.batch:,} sequences of {length:,} tokens.",
     ]
     return "\n\n".join(parts)
 
