@@ -246,10 +246,21 @@ def test_what_cannot_be_is_refused(client: TestClient, store: Store, monkeypatch
     assert "budget.tokens" in refused(client, {**QUERY, "budget": {"tokens": 10**300}}, 422)["detail"]
     assert "there is no such field" in refused(client, {**QUERY, "wheer": "year < 3"}, 422)["detail"]
     assert "given twice" in refused(client, {**QUERY, "sources": ["wiki", "wiki"]}, 422)["detail"]
+    for number in (True, "1000"):
+        assert "give a number" in refused(client, {**QUERY, "budget": {"tokens": number}}, 422)["detail"]
+        assert "give a number" in refused(client, {**QUERY, "weights": {"wiki": number}}, 422)["detail"]
     assert "mixwright near-duplicates" in refused(client, {**QUERY, "near_duplicates": "drop"}, 422)["detail"]
     monkeypatch.setattr(query_jobs, "LARGEST_POOL", 449)
     assert "at most 449 are selected from" in refused(client, QUERY, 422)["detail"]
     assert [each.name for each in store.references("mixture")] == [works.json()["name"]]
+
+
+def test_a_lone_surrogate_is_refused(client: TestClient) -> None:
+    for field in ({"weights": {"wiki": 1, "\ud800": 1}}, {"tags": {"template": "\ud800{domain}"}}):
+        content = json.dumps({**QUERY, **field})
+        answer = client.post("/v1/mixtures/preview", content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 422
+        assert "lone surrogate, '\\ud800'" in answer.json()["detail"]
 
 
 def test_a_recipe_says_its_budget_itself(client: TestClient) -> None:

@@ -423,12 +423,13 @@ def test_signing_in_and_out(guarded: TestClient, keys: dict[Scope, str]) -> None
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({}, 202),
+        ({}, 403),
         ({"Origin": "http://testserver"}, 202),
+        ({"Sec-Fetch-Site": "same-origin"}, 202),
         ({"Origin": "http://evil.example"}, 403),
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Sec-Fetch-Site": "cross-site"}, 403),
-        ({"Content-Type": "text/plain"}, 415),
+        ({"Origin": "http://testserver", "Content-Type": "text/plain"}, 415),
     ],
 )
 def test_a_cookie_is_for_the_own_pages(
@@ -473,6 +474,10 @@ def test_signing_in_with_what_is_no_key(guarded: TestClient, keys: dict[Scope, s
     assert guarded.get("/v1/corpora").status_code == 401
     for token in ("", "x", keys["read"], "A" * 43):
         assert guarded.get("/v1/corpora", headers={"Cookie": f"{COOKIE}={token}"}).status_code == 401
+
+
+def test_a_form_with_too_many_fields(guarded: TestClient) -> None:
+    assert guarded.post("/login", data={f"field{i}": "x" for i in range(100)}).status_code == 401
 
 
 def test_another_site_cannot_sign_somebody_in(guarded: TestClient, keys: dict[Scope, str]) -> None:

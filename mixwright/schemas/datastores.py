@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, model_validator
 
 from mixwright.schemas.defaults import DEFAULT_ENCODER
+from mixwright.schemas.numbers import WholeNumber
 from mixwright.schemas.reads import EncoderName
 from mixwright.schemas.references import ReferenceText
 from mixwright.schemas.requests import DuplicateMethod, FieldName, IndexKind
@@ -76,7 +77,7 @@ class DatastoreRequest(_Model):
         default=None, ge=1, le=100_000, description="default: one for every ten million passages"
     )
     dtype: Literal["float32", "float16"] = Field(default="float32", description="of the stored vectors")
-    seed: int = Field(default=0, ge=0, le=(1 << 31) - 1)
+    seed: WholeNumber = Field(default=0, ge=0, le=(1 << 31) - 1)
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="resource")
     workers: int | None = Field(default=None, ge=1, description="resource: default one a core or GPU")
     batch_tokens: int | None = Field(default=None, ge=1, description="resource: padded tokens a batch")
@@ -129,7 +130,7 @@ class SearchOptions(_Model):
     subsample_by: SamplingUnit = Field(
         default="passage", description="what is drawn: passage, document or cluster"
     )
-    seed: int = Field(default=0, ge=0, le=(1 << 63) - 1, description="of the subsample")
+    seed: WholeNumber = Field(default=0, ge=0, le=(1 << 63) - 1, description="of the subsample")
     dedup: bool = Field(default=False, description="of each near-duplicate cluster only the best hit")
     decontaminate: StrictBool | list[str] | list[list[str]] | None = Field(
         default=None,

@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from mixwright.schemas.numbers import WholeNumber
+
 LARGEST = 2**53
 """Tokens or documents that can be asked for: up to here whole numbers are exact as floating-point numbers."""
 
@@ -17,8 +19,8 @@ class _Model(BaseModel):
 class Budget(_Model):
     """How much to select: a number of tokens or a number of documents, never both."""
 
-    tokens: int | None = Field(default=None, ge=1, le=LARGEST)
-    documents: int | None = Field(default=None, ge=1, le=LARGEST)
+    tokens: WholeNumber | None = Field(default=None, ge=1, le=LARGEST)
+    documents: WholeNumber | None = Field(default=None, ge=1, le=LARGEST)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from mixwright.schemas.defaults import DEFAULT_ENCODER, DEFAULT_TOKENIZER
+from mixwright.schemas.numbers import WholeNumber
 from mixwright.schemas.reads import EncoderName, InputPath, ModelName, Program, TokenizerName
 from mixwright.schemas.references import ReferenceText
 from mixwright.schemas.training_runs import Metric, Unit
@@ -143,7 +144,7 @@ class IndexRequest(_Request):
     recall: float = Field(default=0.95, gt=0, le=1, description="target of recall@10 against brute force")
     memory_budget: int | None = Field(default=None, ge=1, description="bytes the opened index may take")
     queries: int = Field(default=1000, ge=10, description="held-out queries that measure recall")
-    seed: int = Field(default=0, ge=0)
+    seed: WholeNumber = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "gpu"] = Field(default="auto", description="resource")
     threads: int | None = Field(default=None, ge=1, description="resource")
 
@@ -167,7 +168,7 @@ class PilotRequest(_Request):
     )
     unit: Unit = Field(default="tokens", description="of the sizes")
     repeats: int = Field(default=1, ge=1, le=1000, description="trainings of each mixture, with other seeds")
-    seed: int = Field(default=0, ge=0, le=(1 << 31) - 1)
+    seed: WholeNumber = Field(default=0, ge=0, le=(1 << 31) - 1)
     max_epochs: float = Field(
         default=4.0, gt=0, allow_inf_nan=False, description="times that a source may be read in a training"
     )

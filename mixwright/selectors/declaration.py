@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field
 
 from mixwright.conditions import LONGEST_CONDITION
 from mixwright.schemas.mixtures import LARGEST, Budget
+from mixwright.schemas.numbers import RealNumber
 from mixwright.selectors.baselines import Seed
 from mixwright.selectors.domain_tags import TagForm
 from mixwright.selectors.schedules import AbilityCaps, Dmt, Schedule, Shares, StageDeclaration, Wsd
@@ -44,15 +45,15 @@ class Declaration:
         Shares, Field(description="share of the tokens of each source, by its name; 0 leaves it out")
     ] = field(default_factory=dict)
     temperature: Annotated[
-        float | None,
+        RealNumber | None,
         Field(gt=0, allow_inf_nan=False, description="shares ∝ tokens^(1/τ): 1 is proportional, large is uniform"),
     ] = None
     unimax: Annotated[
-        float | None,
+        RealNumber | None,
         Field(gt=0, le=MOST_EPOCHS, description="shares as uniform as so many passes over each source allow"),
     ] = None
     max_epochs: Annotated[
-        float | None,
+        RealNumber | None,
         Field(
             gt=0,
             le=MOST_EPOCHS,

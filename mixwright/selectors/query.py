@@ -40,6 +40,8 @@ class MixtureQuery(Declaration):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(set(self.sources)) < len(self.sources):
+            raise ValueError("a source is given twice: give each once")
         if self.budget is None and not self.sizes_itself:
             raise ValueError("there is no budget: give {tokens: N} or {documents: N}")
 

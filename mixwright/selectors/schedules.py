@@ -18,12 +18,13 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field
 
 from mixwright.schemas.mixtures import LARGEST
+from mixwright.schemas.numbers import RealNumber, WholeNumber
 from mixwright.selectors.allocation import largest_remainder, water_fill
 
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
-Shares = dict[str, Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]]
+Shares = dict[str, Annotated[RealNumber, Field(ge=0, le=1e12, allow_inf_nan=False)]]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
@@ -33,9 +34,9 @@ class StageDeclaration:
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
     name: Annotated[Name, Field(description="stands in every row of the stage")]
-    share: Annotated[float | None, Field(gt=0, le=1, description="share of the budget")] = None
-    tokens: Annotated[int | None, Field(ge=1, le=LARGEST, description="size in tokens")] = None
-    documents: Annotated[int | None, Field(ge=1, le=LARGEST, description="size in documents")] = None
+    share: Annotated[RealNumber | None, Field(gt=0, le=1, description="share of the budget")] = None
+    tokens: Annotated[WholeNumber | None, Field(ge=1, le=LARGEST, description="size in tokens")] = None
+    documents: Annotated[WholeNumber | None, Field(ge=1, le=LARGEST, description="size in documents")] = None
     weights: Annotated[
         Shares, Field(description="shares by source; others are not in it; default: those of the mixture")
     ] = field(default_factory=dict)
@@ -55,9 +56,9 @@ class Wsd:
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
     decay_sources: Annotated[Shares, Field(min_length=1, description="shares of the sources only in the decay")]
     pretrain_share_in_decay: Annotated[
-        float, Field(ge=0, lt=1, description="share of the decay that pretraining sources keep")
+        RealNumber, Field(ge=0, lt=1, description="share of the decay that pretraining sources keep")
     ]
-    decay_share: Annotated[float, Field(gt=0, lt=1, description="share of the budget in the decay")] = 0.1
+    decay_share: Annotated[RealNumber, Field(gt=0, lt=1, description="share of the budget in the decay")] = 0.1
     kind: Literal["wsd"] = "wsd"
 
 
@@ -70,7 +71,7 @@ class Dmt:
         tuple[str, ...], Field(min_length=1, description="sources of the first stage; the others are general")
     ]
     rehearsal: Annotated[
-        float, Field(gt=0, le=1, description="k: share of the specialised documents in the second stage")
+        RealNumber, Field(gt=0, le=1, description="k: share of the specialised documents in the second stage")
     ] = 1 / 256
     kind: Literal["dmt"] = "dmt"
 
@@ -93,13 +94,14 @@ class AbilityCaps:
 
     __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid"}
     caps: Annotated[
-        dict[str, Annotated[int, Field(ge=1, le=LARGEST)]], Field(description="documents at most, by source")
+        dict[str, Annotated[WholeNumber, Field(ge=1, le=LARGEST)]],
+        Field(description="documents at most, by source"),
     ] = field(default_factory=dict)
     points: Annotated[
         dict[str, Points], Field(description="[documents, score] points by source, of which its cap is made")
     ] = field(default_factory=dict)
     gain: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="the gain to the next point that is too small")
+        RealNumber, Field(gt=0, allow_inf_nan=False, description="the gain to the next point that is too small")
     ] = 0.01
     kind: Literal["ability-caps"] = "ability-caps"
 

@@ -150,7 +150,7 @@ class Guard:
         self._count(request, access)
         _authorize(request, access)
         if access.by != "key":
-            refuse_other_sites(request)
+            refuse_other_sites(request, must_say=access.by == "session")
         if path not in ("/login", "/logout"):
             refuse_other_forms(request)
         return access

@@ -64,15 +64,18 @@ def refuse_other_hosts(request: Request, allowed: Collection[str]) -> None:
         )
 
 
-def refuse_other_sites(request: Request) -> None:
+def refuse_other_sites(request: Request, *, must_say: bool) -> None:
     """Raise ForbiddenError for a request that changes something and was sent by the page of another site.
 
-    What is no browser sends neither header.
+    What is no browser sends neither header: it is refused where it ``must_say`` which page sent it.
     """
     if request.method in _SAFE_METHODS:
         return
     site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
-    same = site in ("same-origin", "none") if site is not None else origin is None or _is_own(request, origin)
+    if site is not None:
+        same = site in ("same-origin", "none")
+    else:
+        same = not must_say if origin is None else _is_own(request, origin)
     if not same:
         raise ForbiddenError("this was sent by a page of another site: use the service's own pages, or a key")
 
