@@ -659,6 +659,7 @@ class TestLevanter:
             trainer = yaml.safe_load((out / "levanter.yaml").read_text())["trainer"]
             assert trainer["num_train_steps"] == steps
             assert any("Levanter draws nothing from them" in each for each in result.warnings)
+            assert any("the tokenizer bytes, which Levanter does not know" in each for each in result.warnings)
             # Where a batch is more than the mixture has, it says so.
             n_sequences = trainer["num_train_steps"] * trainer["train_batch_size"]
             assert n_sequences >= 40_001 // length

@@ -33,8 +33,8 @@ def parse_reference(text: str) -> Reference:
     kind = next((each for each in KINDS if match and match["kind"] == each), None)
     if match is None or (match["kind"] and kind is None):
         raise ConfigError(
-            f"{text!r} is not a reference: write name or name@version (letters, digits, '.', '_', '-'; "
-            "a version is a positive whole number)"
+            f"{text!r} is not a reference: write name or name@version (letters, digits, '.', '_', '-', and "
+            "first a letter or digit; a version is a positive whole number)"
         )
     version = int(match["version"]) if match["version"] else None
     return Reference(match["name"], version, kind)

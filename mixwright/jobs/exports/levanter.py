@@ -17,6 +17,7 @@ from mixwright.jobs.exports.format import DataSet, Export, ExportFormat
 from mixwright.jobs.exports.readme import code, data_set_table, write_readme
 from mixwright.jobs.exports.texts import joined_texts
 from mixwright.jobs.exports.tokens import masks_tags
+from mixwright.schemas.defaults import DEFAULT_TOKENIZER
 
 _LARGEST_BLOCK = 2_048
 _LARGEST_BATCH = 256
@@ -149,6 +150,11 @@ def _warn(
         export.warn(
             f"the schedule has {planned:,} sequences and the mixture {total:,}, for steps and blocks are whole: "
             "data sets begin again"
+        )
+    if export.tokenization.tokenizer in (DEFAULT_TOKENIZER, "bytes"):
+        export.warn(
+            f"levanter.yaml names the tokenizer {export.tokenization.tokenizer}, which Levanter does not know: "
+            "write the hub id or folder of one there, or name one as tokenizer of the export"
         )
     if supervised:
         export.warn(
