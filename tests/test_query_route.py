@@ -249,6 +249,8 @@ def test_what_cannot_be_is_refused(client: TestClient, store: Store, monkeypatch
     for number in (True, "1000"):
         assert "give a number" in refused(client, {**QUERY, "budget": {"tokens": number}}, 422)["detail"]
         assert "give a number" in refused(client, {**QUERY, "weights": {"wiki": number}}, 422)["detail"]
+        unshared = {name: value for name, value in QUERY.items() if name != "weights"}
+        assert "valid number" in refused(client, {**unshared, "temperature": number}, 422)["detail"]
     assert "mixwright near-duplicates" in refused(client, {**QUERY, "near_duplicates": "drop"}, 422)["detail"]
     monkeypatch.setattr(query_jobs, "LARGEST_POOL", 449)
     assert "at most 449 are selected from" in refused(client, QUERY, 422)["detail"]
@@ -326,3 +328,19 @@ def test_the_command_publishes_the_same(client: TestClient, store: Store, tmp_pa
             catch_exceptions=False,
         )
         assert json.loads(result.stdout)["ref"] == found["ref"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--temperature", "2.5"],
+        ["--unimax", "2"],
+        ["--max-epochs", "3", "--seed", "5"],
+        ["--weights", "wiki=0.7,web=3"],
+    ],
+)
+def test_numbers_on_the_command_line_are_numbers(store: Store, corpora: None, flags: list[str]) -> None:
+    pool = ["--source", "wiki", "--source", "web", "--name", "blend", "--documents", "50"]
+    result = CliRunner().invoke(cli, ["select", "declared", *pool, *flags, "--home", str(store.home), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["n_rows"] == 50

@@ -9,7 +9,6 @@ from pydantic import ConfigDict, Field
 
 from mixwright.conditions import LONGEST_CONDITION
 from mixwright.schemas.mixtures import LARGEST, Budget
-from mixwright.schemas.numbers import RealNumber
 from mixwright.selectors.baselines import Seed
 from mixwright.selectors.domain_tags import TagForm
 from mixwright.selectors.schedules import AbilityCaps, Dmt, Schedule, Shares, StageDeclaration, Wsd
@@ -45,17 +44,28 @@ class Declaration:
         Shares, Field(description="share of the tokens of each source, by its name; 0 leaves it out")
     ] = field(default_factory=dict)
     temperature: Annotated[
-        RealNumber | None,
-        Field(gt=0, allow_inf_nan=False, description="shares ∝ tokens^(1/τ): 1 is proportional, large is uniform"),
-    ] = None
-    unimax: Annotated[
-        RealNumber | None,
-        Field(gt=0, le=MOST_EPOCHS, description="shares as uniform as so many passes over each source allow"),
-    ] = None
-    max_epochs: Annotated[
-        RealNumber | None,
+        float | None,
         Field(
             gt=0,
+            strict=True,
+            allow_inf_nan=False,
+            description="shares ∝ tokens^(1/τ): 1 is proportional, large is uniform",
+        ),
+    ] = None
+    unimax: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            strict=True,
+            le=MOST_EPOCHS,
+            description="shares as uniform as so many passes over each source allow",
+        ),
+    ] = None
+    max_epochs: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            strict=True,
             le=MOST_EPOCHS,
             description="passes over a source, at most; the rest is shared. Default: 4, or those of unimax",
         ),
