@@ -15,7 +15,6 @@ from starlette.responses import Response, StreamingResponse
 
 from mixwright import __version__
 from mixwright.errors import ConfigError, ConflictError, DataError
-from mixwright.jobs.confinement import Confinement
 from mixwright.jobs.exports.export import export_format, snippet
 from mixwright.jobs.exports.format import NAME_PATTERN, ROOT_PATTERN, ExportFormat, ExportOptions
 from mixwright.jobs.exports.registry import EXPORT_FORMATS
@@ -132,7 +131,7 @@ def _answer(request: Request, services: Services, ref: str, query: ExportQuery) 
     if unchanged is not None:
         return unchanged
     settings = services.settings
-    Confinement.of(settings).check(options)
+    services.confinement.check(options)
     cache = ExportCache(services.store, settings.export_cache_bytes, settings.export_max_tokens)
     try:
         export = cache.open(services.mixture(manifest.ref, manifest.fingerprint), chosen, options, service)
